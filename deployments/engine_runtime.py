@@ -67,6 +67,7 @@ class EngineRuntime(Runtime):
         self.tasks = self._model.tasks
         self.device = self._model.device
         self.parameters = self._model.parameters
+        self.max_pictures = self._model.max_pictures
         self.frames_as_pictures = self._model.frames_as_pictures
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)

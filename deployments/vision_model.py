@@ -146,6 +146,8 @@ class VisionModel(LiveDeployment):
             tasks=tuple(sorted(self._runtime.tasks)),
             dtype=(config.quantize or config.dtype) if is_ours else None,
             parameters=self._runtime.parameters,
+            max_pictures=self._runtime.max_pictures,
+            frames_as_pictures=self._runtime.frames_as_pictures,
         )
 
     async def memory_usage(self) -> MemoryUsage | None:

@@ -18,6 +18,8 @@ class Runtime(Protocol):
     device: str
     parameters: int | None = None
     """Number of the weights' values, if it is known."""
+    max_pictures: int | None = None
+    """As :attr:`raylens.engine.model.Model.max_pictures`."""
     frames_as_pictures: int | None = 4
     """As :attr:`raylens.engine.model.Model.frames_as_pictures`."""
 

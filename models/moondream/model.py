@@ -136,6 +136,7 @@ def tensor_shapes(config: MoondreamConfig) -> dict[str, tuple[int, ...]]:
 class Moondream(Model):
     """A loaded checkpoint. Methods that run the model are not thread-safe."""
 
+    max_pictures = 1
     frames_as_pictures = 1
 
     def __init__(

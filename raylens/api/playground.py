@@ -145,8 +145,8 @@ def _suffix(name: str) -> str:
 
 
 def describe_server(context: Context) -> dict[str, Any]:
-    """Return what the page must know to check a picture before it sends it, and to render the
-    settings of a request."""
+    """Return what the page must know to check a request before it sends it, and to render its
+    settings."""
     config = context.config
     limits = config.limits
     return {
@@ -156,6 +156,12 @@ def describe_server(context: Context) -> dict[str, Any]:
             "image_pixels": limits.max_image_pixels,
             "min_image_side": limits.min_image_side,
             "max_image_side": limits.max_image_side,
+            "images": limits.max_images,
+            "videos": limits.max_videos,
+            "video_bytes": limits.max_video_bytes,
+            "video_seconds": limits.max_video_seconds,
+            "body_bytes": limits.max_body_bytes,
+            "text_chars": limits.max_text_chars,
         },
         "downloads": config.fetch.mode != "off",
         "models": list(context.catalog.models),

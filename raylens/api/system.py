@@ -78,4 +78,6 @@ def _as_json(info: ModelInfo | ModelNotLoaded) -> dict[str, Any]:
         "family": info.family,
         "device": info.device,
         "tasks": list(info.tasks),
+        "max_pictures": info.max_pictures,
+        "frames_as_pictures": info.frames_as_pictures,
     }

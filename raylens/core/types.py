@@ -527,3 +527,8 @@ class ModelInfo:
     """The type of its numbers, if it runs in this application."""
     parameters: int | None = None
     """Their number, if it is known."""
+    max_pictures: int | None = None
+    """Of one request; None if the context alone limits them."""
+    frames_as_pictures: int | None = None
+    """Frames that stand for a video, because the model reads pictures only; None if it reads
+    videos."""

@@ -215,6 +215,8 @@ class Model(Protocol):
     device: str
     parameters: int | None = None
     """Number of the weights' values, if it is known."""
+    max_pictures: int | None = None
+    """Pictures that a request may have; None if the context alone limits them."""
     frames_as_pictures: int | None = 4
     """Frames that stand for a video, because the model reads pictures only; None if it reads
     videos."""

@@ -1,8 +1,11 @@
 // The page: its tabs, and what all of them know of the server.
 
 import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { ChatTab } from './chat_tab.js'
+import { CompareTab } from './compare_tab.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
+import { JobsTab } from './jobs_tab.js'
 import { LiveTab } from './live_tab.js'
 import { ask } from './server.js'
 import { StatusTab } from './status_tab.js'
@@ -11,26 +14,26 @@ import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'live', 'status']
+const TABS = ['try', 'compare', 'chat', 'live', 'jobs', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
   const [keyVersion, setKeyVersion] = useState(0)
   const { state, health } = useHealth()
-  const { server, schemas, error } = useServer(keyVersion, state)
+  const { server, schemas, serverError } = useServer(keyVersion, state)
   const keyRef = useRef(null)
   const onKeyWanted = () => {
     keyRef.current.open = true
     keyRef.current.scrollIntoView({ block: 'nearest' })
   }
+  const [source, setSource] = useState({ picture: null })
+  const shared = { server, schemas, serverError, health, source, onSource: setSource, onKeyWanted }
+  const visited = useVisited(tab)
   const [isRunning, setRunning] = useState(false)
-  const [snapshot, setSnapshot] = useState(null)
-  const hasLive = useRef(false)
-  hasLive.current ||= tab === 'live'
   const labels = { ...strings.tabs, ...(isRunning ? { live: strings.live.running } : {}) }
   const tabs = TABS.map((id) => ({ id, label: labels[id] }))
   const takeSnapshot = (picture) => {
-    setSnapshot(picture)
+    setSource({ picture })
     setTab('try')
   }
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
@@ -41,18 +44,33 @@ function App() {
     />
     <main><h1 class="hidden">${strings.appName}</h1>
       <${TabPanel} id="tab" current=${tab}>
-        <${TryTab}
-          ...${{ server, schemas, health, onKeyWanted }}
-          serverError=${error}
-          isShown=${tab === 'try'}
-          given=${snapshot}
-        />
+        <${TryTab} ...${shared} isShown=${tab === 'try'} />
         ${
-          hasLive.current &&
+          visited.has('jobs') &&
+          html`
+            <${JobsTab}
+              ...${{ server, schemas, health, keyVersion, onKeyWanted }}
+              isShown=${tab === 'jobs'}
+            />
+          `
+        }
+        ${
+          visited.has('compare') &&
+          html`
+            <${CompareTab} ...${shared} isShown=${tab === 'compare'} />
+          `
+        }
+        ${
+          visited.has('chat') &&
+          html`
+            <${ChatTab} ...${shared} isShown=${tab === 'chat'} />
+          `
+        }
+        ${
+          visited.has('live') &&
           html`
             <${LiveTab}
-              ...${{ server, schemas, health, onKeyWanted }}
-              serverError=${error}
+              ...${shared}
               isShown=${tab === 'live'}
               onSnapshot=${takeSnapshot}
               onRunning=${setRunning}
@@ -95,6 +113,13 @@ function useTab() {
   ]
 }
 
+/** The tabs that have been opened. They stay, so that what is in them does. */
+function useVisited(tab) {
+  const visited = useRef(new Set())
+  visited.current.add(tab)
+  return visited.current
+}
+
 /** The state of the server and of its models, asked for while the page is visible. */
 function useHealth() {
   const [known, setKnown] = useState({ state: 'unknown', health: null })
@@ -126,15 +151,18 @@ function useHealth() {
  * back.
  */
 function useServer(keyVersion, state) {
-  const [known, setKnown] = useState({ server: null, schemas: null, error: null })
+  const [known, setKnown] = useState({ server: null, schemas: null, serverError: null })
   const isAway = state === 'away'
   useEffect(() => {
     if (isAway) return undefined
     const abort = new AbortController()
     const { signal } = abort
     Promise.all([ask('api/v1/playground', { signal }), ask('api/v1/pipelines/schemas', { signal })])
-      .then(([server, schemas]) => setKnown({ server, schemas, error: null }))
-      .catch((error) => error.name === 'AbortError' || setKnown((old) => ({ ...old, error })))
+      .then(([server, schemas]) => setKnown({ server, schemas, serverError: null }))
+      .catch(
+        (error) =>
+          error.name === 'AbortError' || setKnown((old) => ({ ...old, serverError: error })),
+      )
     return () => abort.abort()
   }, [keyVersion, isAway])
   return known

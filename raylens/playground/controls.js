@@ -74,11 +74,12 @@ export function TabPanel({ id, current, class: name, children }) {
  *   options: {id: string, label: string, isDisabled?: boolean}[],
  *   value: string,
  *   onChange: (id: string) => void,
+ *   class?: string,
  * }} props
  */
-export function Segmented({ name, label, options, value, onChange }) {
+export function Segmented({ name, label, options, value, onChange, class: look = '' }) {
   return html`
-    <fieldset class=${`segmented ${name}`}>
+    <fieldset class=${`segmented ${look}`}>
       <legend class="hidden">${label}</legend>
       ${options.map(
         (option) => html`
@@ -109,24 +110,54 @@ export function Notice({ kind, children }) {
   `
 }
 
-/** @param {{getText: () => string | Promise<string>}} props */
-export function CopyButton({ getText }) {
-  const [label, setLabel] = useState(strings.code.copy)
+/**
+ * What went wrong in a tab, or else that the server needs another key.
+ * @param {{
+ *   ownError: Error | null,
+ *   serverError: any,
+ *   onKeyWanted: () => void,
+ *   onClose: (error: null) => void,
+ * }} props
+ */
+export function ErrorNotice({ ownError, serverError, onKeyWanted, onClose }) {
+  const error = ownError ?? (serverError?.needsKey ? serverError : null)
+  const { errors } = strings
+  if (error === null) return null
+  return html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
+    ${
+      error.needsKey &&
+      html`
+        <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
+      `
+    }
+    ${
+      ownError &&
+      html`
+        <button type="button" onClick=${() => onClose(null)}>${errors.close}</button>
+      `
+    }</div><//>`
+}
+
+/** @param {{label?: string, getText: () => string | Promise<string>}} props */
+export function CopyButton({ label = strings.code.copy, getText }) {
+  const [outcome, setOutcome] = useState('')
   useEffect(() => {
-    if (label === strings.code.copy) return undefined
-    const timer = setTimeout(() => setLabel(strings.code.copy), COPIED_MS)
+    if (!outcome) return undefined
+    const timer = setTimeout(() => setOutcome(''), COPIED_MS)
     return () => clearTimeout(timer)
-  }, [label])
+  }, [outcome])
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(await getText())
-      setLabel(strings.code.copied)
+      setOutcome(strings.code.copied)
     } catch {
-      setLabel(strings.code.copyFailed) // no permission, or a page over plain http
+      setOutcome(strings.code.copyFailed) // no permission, or a page over plain http
     }
   }
   return html`
-    <button type="button" class="quiet copy" onClick=${copy} aria-live="polite">${label}</button>
+    <button type="button" class="quiet copy" onClick=${copy} aria-live="polite">
+      ${outcome || label}
+    </button>
   `
 }
 

@@ -165,7 +165,7 @@ function inputOf(field, value, common, onChange) {
       >
         ${field.options.map(
           (option) => html`
-            <option key=${option} selected=${option === value}>
+            <option key=${option} value=${option} selected=${option === value}>
               ${option === '' ? strings.settings.choiceDefault : String(option)}
             </option>
           `,

@@ -11,7 +11,7 @@ import { strings } from './strings.js'
 export function LiveResult({ session, subject, onSaveLog }) {
   const { live, result } = strings
   return html`
-    <section class="card result" aria-labelledby="live-result-title">
+    <section class="card result answers" aria-labelledby="live-result-title">
       <div class="bar">
         <h2 id="live-result-title">${result.title}</h2>
         <span class=${`state ${stateClass(session)}`} role="status">${stateOf(session)}</span>
@@ -117,13 +117,13 @@ function Delays({ values }) {
 function List({ id, title, entries }) {
   if (entries.length === 0) return null
   return html`
-    <section class="card log" aria-labelledby=${id}>
+    <section class="card entries" aria-labelledby=${id}>
       <h2 id=${id}>${title}</h2>
       <ol tabindex="0" aria-labelledby=${id}>
         ${entries.map(
           ({ at, text }, index) => html`
             <li key=${entries.length - index}>
-              <time datetime=${at.toISOString()}>${strings.time(at)}</time>
+              <time datetime=${at.toISOString()}>${strings.time(at.toISOString())}</time>
               <span>${text}</span>
             </li>
           `,

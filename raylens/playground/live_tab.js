@@ -88,7 +88,7 @@ export function LiveTab(props) {
   const { live } = strings
   return html`
     <div
-      class="live"
+      class="live columns"
       hidden=${!isShown}
       onDragOver=${(event) => event.preventDefault()}
       onDrop=${drop}

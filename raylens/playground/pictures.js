@@ -3,6 +3,7 @@
 import { strings } from './strings.js'
 
 export const THUMBNAIL = { width: 120, height: 90 }
+const WHOLE_SIDE = 320
 export const SHRINK_SIDES = [2048, 1024, 512]
 const JPEG_QUALITY = 0.92
 const HEADER_BYTES = 32
@@ -34,6 +35,11 @@ export class PictureError extends Error {}
 /** A format that the server reads, but not this browser. */
 export class UndisplayableError extends Error {}
 
+/** @param {Blob} blob @returns {Promise<Uint8Array>} the bytes that tell its type */
+export async function readHead(blob) {
+  return new Uint8Array(await blob.slice(0, HEADER_BYTES).arrayBuffer())
+}
+
 /**
  * Return the media type of a file by its first bytes; empty if it is no picture.
  * @param {Uint8Array} head
@@ -60,11 +66,12 @@ export function sniff(head) {
  * @param {string} name
  * @param {Limits | null} limits
  * @param {number | null} side
+ * @param {boolean} hasWholeThumbnail whether the thumbnail shows all of the picture, in its own shape
  * @returns {Promise<Picture>}
  */
-export async function readPicture(blob, name, limits, side) {
+export async function readPicture(blob, name, limits, side, hasWholeThumbnail = false) {
   if (blob.size === 0) throw new PictureError(strings.errors.emptyFile(name))
-  const type = sniff(new Uint8Array(await blob.slice(0, HEADER_BYTES).arrayBuffer()))
+  const type = sniff(await readHead(blob))
   if (!type) throw new PictureError(strings.errors.notPicture(name))
   const typed = blob.type === type ? blob : blob.slice(0, blob.size, type)
   const bitmap = await decode(typed, type, name)
@@ -74,7 +81,7 @@ export async function readPicture(blob, name, limits, side) {
       ? await shrink(bitmap, side, type)
       : { blob: typed, width: bitmap.width, height: bitmap.height }
     if (limits) check(sent, name, limits)
-    const thumbnail = await drawThumbnail(bitmap)
+    const thumbnail = await (hasWholeThumbnail ? drawWhole : drawThumbnail)(bitmap)
     return {
       name: isLarger ? renamed(name, sent.blob.type) : name,
       ...sent,
@@ -133,10 +140,19 @@ async function shrink(bitmap, side, type) {
   return { blob, width, height }
 }
 
-/** Return the URL of a thumbnail, cut to its sides. */
-async function drawThumbnail(bitmap) {
+/**
+ * Return the URL of a thumbnail, cut to its sides.
+ * @param {ImageBitmap} bitmap
+ */
+export async function drawThumbnail(bitmap) {
   const { width, height } = THUMBNAIL
   return URL.createObjectURL(await draw(bitmap, width, height, 'image/jpeg'))
+}
+
+/** Return the URL of a thumbnail that shows the whole picture. */
+async function drawWhole(bitmap) {
+  const side = Math.min(WHOLE_SIDE, Math.max(bitmap.width, bitmap.height))
+  return URL.createObjectURL((await shrink(bitmap, side, 'image/jpeg')).blob)
 }
 
 /** Return a picture that fills `width` × `height`; what sticks out is cut off. */

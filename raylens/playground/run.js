@@ -2,7 +2,7 @@
 
 import { asSentence, eventsOf, send, ServerError } from './server.js'
 import { strings } from './strings.js'
-import { isText, withPicture } from './tasks.js'
+import { isText } from './tasks.js'
 
 /**
  * @typedef {object} Box
@@ -16,7 +16,7 @@ import { isText, withPicture } from './tasks.js'
  * @typedef {object} Run
  * @property {number} id
  * @property {import('./tasks.js').Request} request
- * @property {import('./pictures.js').Picture} picture
+ * @property {import('./pictures.js').Picture | null} picture null for a chat
  * @property {'working' | 'done' | 'failed' | 'stopped'} state
  * @property {string} text
  * @property {string} reasoning
@@ -32,6 +32,8 @@ import { isText, withPicture } from './tasks.js'
  * @property {number | null} lastMs until the last one
  * @property {number | null} totalMs
  * @property {number} pieces parts of the answer so far
+ * @property {boolean} isComplete
+ * @property {boolean} isCut whether the answer ends at the limit of its tokens
  * @property {{prompt_tokens: number, completion_tokens: number} | null} usage
  */
 
@@ -39,7 +41,7 @@ let count = 0
 
 /**
  * @param {import('./tasks.js').Request} request
- * @param {import('./pictures.js').Picture} picture
+ * @param {import('./pictures.js').Picture | null} picture
  * @returns {Run}
  */
 export function newRun(request, picture) {
@@ -61,6 +63,8 @@ export function newRun(request, picture) {
     lastMs: null,
     totalMs: null,
     pieces: 0,
+    isComplete: false,
+    isCut: false,
     usage: null,
   }
 }
@@ -68,15 +72,15 @@ export function newRun(request, picture) {
 /**
  * Send a request, and call `onChange` whenever there is more of the answer. `run` changes in place.
  * @param {Run} run
+ * @param {Promise<any>} json the request's body, with its pictures
  * @param {AbortSignal} signal
  * @param {() => void} onChange
  */
-export async function perform(run, signal, onChange) {
+export async function perform(run, json, signal, onChange) {
   const started = performance.now()
   const elapsed = () => performance.now() - started
   try {
-    const json = await withPicture(run.request.body, run.picture)
-    const response = await send(run.request.path, { json, signal })
+    const response = await send(run.request.path, { json: await json, signal })
     run.model = response.headers.get('X-Raylens-Model') ?? ''
     if (isText(run.request.task)) await readText(run, response, elapsed, onChange)
     else readFindings(run, await response.json())
@@ -91,26 +95,46 @@ export async function perform(run, signal, onChange) {
 }
 
 async function readText(run, response, elapsed, onChange) {
+  const readEvent = run.request.task === 'chat' ? readChunk : readPiece
   run.answer = []
-  let isComplete = false
   for await (const event of eventsOf(response)) {
     run.answer.push(event)
-    if (typeof event.chunk === 'string') {
+    const text = readEvent(run, event)
+    if (text) {
       run.firstMs ??= elapsed()
       run.lastMs = elapsed()
-      run.text += event.chunk
+      run.text += text
       run.pieces += 1
-    }
-    if (event.completed) {
-      isComplete = true
-      run.reasoning = event.reasoning?.text ?? ''
-      run.grounding = event.reasoning?.grounding ?? []
-      run.usage = event.usage ?? null
-      noteWarnings(run, event)
     }
     onChange()
   }
-  if (!isComplete) throw new ServerError(strings.errors.interrupted)
+  if (!run.isComplete) throw new ServerError(strings.errors.interrupted)
+}
+
+/** Note what an event of Moondream's dialect says. Return its text. */
+function readPiece(run, event) {
+  if (event.completed) {
+    run.isComplete = true
+    run.reasoning = event.reasoning?.text ?? ''
+    run.grounding = event.reasoning?.grounding ?? []
+    run.usage = event.usage ?? null
+    noteWarnings(run, event)
+  }
+  return event.chunk
+}
+
+/** Note what an event of OpenAI's chat completions says. Return its text. */
+function readChunk(run, event) {
+  const { delta, finish_reason: reason } = event.choices[0] ?? {}
+  run.isComplete ||= Boolean(reason)
+  run.isCut ||= reason === 'length'
+  if (delta?.reasoning) {
+    run.reasoning = delta.reasoning
+    run.grounding = delta.reasoning_details?.grounding ?? []
+  }
+  run.usage ??= event.usage ?? null
+  if (event.warnings) noteWarnings(run, event)
+  return delta?.content
 }
 
 function readFindings(run, answer) {

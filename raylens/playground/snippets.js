@@ -42,7 +42,7 @@ function notesOf(source, ...more) {
 }
 
 /** @param {string} text */
-const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`
+export const shell = (text) => `'${text.replaceAll("'", `'\\''`)}'`
 
 /** @param {Source} source @returns {Snippet} */
 function curl(source) {
@@ -66,7 +66,7 @@ function curl(source) {
 const asText = (value) => (typeof value === 'string' ? value : JSON.stringify(value))
 
 /** Return a value as a Python literal. */
-function python(value) {
+export function python(value) {
   if (value === null || value === undefined) return 'None'
   if (typeof value === 'boolean') return value ? 'True' : 'False'
   if (Array.isArray(value)) return `[${value.map(python).join(', ')}]`
@@ -89,7 +89,7 @@ function pythonData(source) {
     : { imports: [], read: `open(${python(source.picture.name)}, "rb").read()` }
 }
 
-const keyOf = (hasKey) => (hasKey ? 'os.environ["RAYLENS_API_KEY"]' : '"none"')
+export const keyOf = (hasKey) => (hasKey ? 'os.environ["RAYLENS_API_KEY"]' : '"none"')
 
 /** @param {Source} source @returns {Snippet} */
 function moondream(source) {

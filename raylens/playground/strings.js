@@ -32,15 +32,31 @@ const rate = (bits) =>
 
 /** @param {number} seconds */
 const seconds = (seconds) => plural(seconds, 'second', 'seconds')
+const day = new Intl.DateTimeFormat('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
+
+/** @param {string} text an ISO 8601 time; without its day if that is today */
+const time = (text) => {
+  const at = new Date(text)
+  const isToday = at.toDateString() === new Date().toDateString()
+  return (isToday ? clock : day).format(at)
+}
 
 export const strings = {
+  time,
   number: (value) => number.format(value),
   size,
   duration,
-  time: (date) => clock.format(date),
   dimensions: (width, height) => `${width} × ${height}`,
   appName: 'raylens',
-  tabs: { label: 'Sections', try: 'Try', live: 'Live', status: 'Status' },
+  tabs: {
+    label: 'Sections',
+    try: 'Try',
+    compare: 'Compare',
+    chat: 'Chat',
+    live: 'Live',
+    jobs: 'Jobs',
+    status: 'Status',
+  },
   skip: 'Skip to the content',
   docs: 'API',
 
@@ -306,6 +322,99 @@ export const strings = {
     noLength: 'Chat has no lengths of captions, so the snippet asks in words.',
   },
 
+  compare: {
+    differing: 'What differs',
+    several: 'Several settings',
+    start: 'Run both',
+    stop: 'Stop both',
+    sides: ['A', 'B'],
+    empty: 'Pick a picture and press Run both. The answers appear side by side.',
+    atOnce: 'Both run at the same time, and share the server.',
+    copy: 'Copy both as JSON',
+    faster: (isA, ratio, fast, slow) =>
+      `${isA ? 'A' : 'B'} was ${number.format(ratio)} times as fast: ${fast} against ${slow}.`,
+    sameTime: (time) => `Both took about ${time}.`,
+    sameText: 'The answers are the same.',
+    otherText: 'The answers differ.',
+    counts: (a, b) => `A found ${number.format(a)}, B found ${number.format(b)}.`,
+  },
+
+  chat: {
+    title: 'Chat',
+    views: 'Views of the chat',
+    chat: 'Chat',
+    log: 'Conversation',
+    you: 'You',
+    model: 'Model',
+    empty:
+      'Ask about pictures and videos. Drop, paste or choose several, or start with one of these.',
+    examples: 'Pictures to start with',
+    startAgain: 'New chat',
+    restore: 'Back to the last chat',
+    compose: 'Your message',
+    message: 'Message',
+    placeholder: 'Write a message',
+    shortcut: 'Enter sends, Shift + Enter starts a new line',
+    choose: 'Add pictures or videos',
+    dropNow: 'Drop to add to your message',
+    loading: (count) => `Reading ${plural(count, 'file', 'files')}…`,
+    send: 'Send',
+    edit: 'Edit',
+    editing: 'You are editing your last message.',
+    cancel: 'Cancel',
+    regenerate: 'Answer again',
+    toEnd: 'Go to the latest',
+    working: 'Waiting for the answer.',
+    said: (text) => `Answer: ${text}`,
+    cut: 'The answer ends here because it reached Max Tokens.',
+    leftOut: 'Later messages leave this question out, since it has no answer.',
+    firstToken: (time) => `first token ${time}`,
+    speed: (rate) => `${rate} tokens/s`,
+    total: (time) => `total ${time}`,
+    noRequest: 'Send a message first. Its request appears here.',
+    noModels: 'No model of this server can chat.',
+    system: 'System prompt',
+    systemHelp: 'Instructions before the first message.',
+    remove: (name) => `Remove ${name}`,
+    length: (seconds) => `${number.format(seconds)} s`,
+    about: ({ kind, name, width, height, seconds, blob }) =>
+      [
+        kind === 'video' ? `Video ${name}` : `Picture ${name}`,
+        width && `${width} × ${height}`,
+        seconds && `${number.format(seconds)} s`,
+        size(blob.size),
+      ]
+        .filter(Boolean)
+        .join(', '),
+    takes: (pictures, frames) =>
+      [
+        pictures === null
+          ? 'Takes several pictures.'
+          : `Takes ${plural(pictures, 'picture', 'pictures')} in a chat.`,
+        frames === null
+          ? 'Reads videos.'
+          : `Reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each.`,
+      ].join(' '),
+    framesOnly: (model, frames) =>
+      `${model} reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each, as ` +
+      `${frames === 1 ? 'a picture' : 'pictures'}.`,
+    tooManyForModel: (model, actual, limit) =>
+      `${model} takes ${plural(limit, 'picture or video', 'pictures or videos')} in a chat; this ` +
+      `one has ${number.format(actual)}. Remove some, choose another model, or start a new chat.`,
+    tooManyPictures: (actual, limit) =>
+      `This chat has ${number.format(actual)} pictures; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooManyVideos: (actual, limit) =>
+      `This chat has ${number.format(actual)} videos; the server takes up to ` +
+      `${number.format(limit)}. Remove some, or start a new chat.`,
+    tooMuchText: (actual, limit) =>
+      `This chat has ${number.format(actual)} characters; the server takes up to ` +
+      `${number.format(limit)}. Shorten your message, or start a new chat.`,
+    tooManyBytes: (actual, limit) =>
+      `The pictures and videos of this chat have ${size(actual)}; the server takes up to ` +
+      `${size(limit)} in a request. Remove some, or start a new chat.`,
+  },
+
   history: {
     title: 'History',
     clear: 'Clear',
@@ -395,6 +504,148 @@ export const strings = {
       `${name} can’t be played by this browser. Choose an MP4 or WebM file.`,
   },
 
+  jobs: {
+    pictures: 'Pictures',
+    drop: 'Drop pictures or a folder here',
+    dropHelp: 'Each picture becomes a job of its own.',
+    dropNow: 'Drop to add these pictures',
+    chooseFiles: 'Choose files',
+    chooseFolder: 'Choose folder',
+    clear: 'Clear',
+    chosen: (ready, checking) =>
+      plural(ready, 'picture', 'pictures') +
+      ' ready' +
+      (checking > 0 ? `, ${number.format(checking)} being checked` : ''),
+    refused: (count) => `${plural(count, 'file was', 'files were')} refused`,
+    again: 'Try again',
+    progress: 'Progress',
+    uploaded: (count, total) => `${number.format(count)} of ${number.format(total)} uploaded`,
+    counts: (count, state) => `${number.format(count)} ${state}`,
+    pause: 'Pause upload',
+    resume: 'Go on',
+    stop: 'Stop upload',
+    goesOn: (seconds) => `The upload goes on by itself in ${plural(seconds, 'second', 'seconds')}.`,
+    goesOnNow: 'Try now',
+    settings: 'Settings of the jobs',
+    submit: (count) => (count === 0 ? 'Submit' : `Submit ${plural(count, 'picture', 'pictures')}`),
+    needsPictures: 'Drop or choose pictures first.',
+    delivery: 'Webhook and priority',
+    webhook: 'Webhook URL',
+    webhookHelp: 'Gets a signed POST when a job ends.',
+    secret: 'Webhook secret',
+    secretHelp: 'whsec_ and base64. Without one, the server’s own secrets sign.',
+    priority: 'Priority',
+    priorityHelp:
+      'From −100 to 100: the higher, the sooner. Each step is worth a minute of waiting.',
+    title: 'Jobs',
+    live: 'Live',
+    connecting: 'Connecting…',
+    offline: 'Not connected',
+    offlineHelp: (reason) => `${reason} The list goes on by itself once the server is back.`,
+    none: 'No jobs yet. Drop some pictures, and press Submit.',
+    noQueue: 'This server has no job queue (jobs.enabled is false).',
+    noMatch: 'No job matches the filter.',
+    loading: 'Loading the jobs…',
+    filter: 'Filter',
+    states: {
+      queued: 'Queued',
+      running: 'Running',
+      succeeded: 'Succeeded',
+      failed: 'Failed',
+      canceled: 'Canceled',
+    },
+    anyState: 'Any state',
+    anyTask: 'Any task',
+    anyModel: 'Any model',
+    search: 'Search names, prompts, answers',
+    reset: 'Reset filter',
+    shown: (shown, all) =>
+      shown === all
+        ? plural(all, 'job', 'jobs')
+        : `${number.format(shown)} of ${plural(all, 'job', 'jobs')}`,
+    loadOlder: 'Load older jobs',
+    page: (first, last, all) =>
+      `${number.format(first)}–${number.format(last)} of ${number.format(all)}`,
+    pages: 'Pages',
+    previous: 'Previous',
+    next: 'Next',
+    download: (format) => `Download ${format}`,
+    fileName: 'jobs',
+    selectAll: (count) => `Select all ${number.format(count)}`,
+    select: (name) => `Select ${name}`,
+    selected: (count) => `${number.format(count)} selected`,
+    deselect: 'Deselect',
+    retry: 'Retry',
+    cancel: 'Cancel',
+    remove: 'Remove',
+    actions: (label, count) => `${label} ${number.format(count)}`,
+    confirmRemove: (count) =>
+      `Remove ${plural(count, 'job', 'jobs')} with pictures and results? This can’t be undone.`,
+    keep: 'Keep',
+    changing: (done, total) => `${number.format(done)} of ${number.format(total)} done…`,
+    someRefused: (count, reason) =>
+      `${plural(count, 'job', 'jobs')} could not be changed. ${reason}`,
+    open: (name) => `Open ${name}`,
+    unnamed: (type, end) => `${type} …${end}`,
+    results: (count, failed) =>
+      plural(count, 'result', 'results') + (failed ? `, ${number.format(failed)} failed` : ''),
+    waits: (reason, time) => `${reason} Tried again at ${time}.`,
+    attempt: (count, most) => `attempt ${count} of ${most}`,
+    steps: (done, total) => `${number.format(done)} of ${number.format(total)}`,
+    noPicture: 'No picture',
+    details: 'Details',
+    json: 'JSON',
+    webhooks: 'Webhooks',
+    views: 'Views of the job',
+    close: 'Close',
+    answer: 'Answer',
+    fields: {
+      file: 'File',
+      id: 'Job',
+      task: 'Task',
+      prompt: 'Prompt',
+      model: 'Model',
+      attempts: 'Attempts',
+      priority: 'Priority',
+      created: 'Submitted',
+      started: 'Started',
+      finished: 'Ended',
+      duration: 'Ran for',
+      webhook: 'Webhook',
+    },
+    gone: 'This job has been removed.',
+    noWebhook: 'This job has no webhook.',
+    noDeliveries: 'Nothing has been sent yet.',
+    deliveries: {
+      event: 'Event',
+      state: 'State',
+      attempts: 'Attempts',
+      status: 'Answer',
+      next: 'Next attempt',
+      at: 'Sent',
+    },
+    deliveryStates: {
+      pending: 'Pending',
+      delivered: 'Delivered',
+      failed: 'Failed',
+      disabled: 'Disabled',
+    },
+    redeliver: 'Send again',
+    leave: 'Pictures are still being uploaded.',
+  },
+
+  watches: {
+    title: 'Watches',
+    source: 'Source',
+    state: 'State',
+    connection: 'Connection',
+    last: 'Last event',
+    started: (subject) => `${subject} began`,
+    ended: (subject) => `${subject} ended`,
+    stop: 'Stop',
+    stopOf: (source) => `Stop the watch of ${source}`,
+  },
+
   warnings: 'Notes',
 
   errors: {
@@ -426,7 +677,18 @@ export const strings = {
 
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
+    notMedia: (name) =>
+      `${name} is neither a picture nor a video. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ` +
+      'MP4, WebM or AVI file.',
+    videoTooLarge: (name, actual, limit) =>
+      `${name} has ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
+      'choose a smaller one.',
+    videoTooLong: (name, actual, limit) =>
+      `${name} is ${duration(1000 * actual)} long; this server takes videos up to ` +
+      `${duration(1000 * limit)}. Cut it, or choose a shorter one.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
+    unreadableFile: (name) =>
+      `${name} can’t be read. It may have been moved or changed since it was chosen.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>
       `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. ` +

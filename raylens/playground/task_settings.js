@@ -1,29 +1,33 @@
 // What is asked, of which model, and how: the settings that tabs share, rendered from the schemas.
 
-import { html, useMemo, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useMemo, useState } from './vendor/htm-preact.js'
 import { Segmented } from './controls.js'
 import { Form } from './form.js'
 import { strings } from './strings.js'
 import { fieldsOf, promptOf, readSettings, TASKS } from './tasks.js'
 
 /**
+ * What the server told: its limits and settings, the pipelines' schemas, and its models.
+ * @typedef {{server: any, schemas: any, health: any}} Known
+ */
+
+/**
+ * The page's picture, and the bundled example that it is.
+ * @typedef {{picture: import('./pictures.js').Picture | null, example?: string}} Source
+ */
+
+/**
  * The task, the model and the settings that a user has chosen.
- * @param {{server: any, schemas: any, health: any}} known what the server told
+ * @param {Known} known
  */
 export function useTaskSettings({ server, schemas, health }) {
   const [task, setTask] = useState('caption')
   const [model, setModel] = useState('')
   const [values, setValues] = useState({})
-  const models = health?.models ?? {}
-  const able = Object.entries(models)
-    .filter(([, info]) => !info.loaded || info.tasks.includes(task))
-    .map(([name]) => name)
+  const able = modelsFor(health, task)
   const chosen = able.includes(model) ? model : ''
-  const allFields = useMemo(() => readSettings(schemas, server), [schemas, server])
-  const abilities = chosen
-    ? (models[chosen].tasks ?? [])
-    : Object.values(models).flatMap((info) => info.tasks ?? [])
-  const fields = fieldsOf(allFields, task, abilities)
+  const allFields = useFields({ server, schemas })
+  const fields = fieldsOf(allFields, task, abilitiesOf(health, chosen))
   return {
     task,
     setTask,
@@ -41,6 +45,61 @@ export function useTaskSettings({ server, schemas, health }) {
 }
 
 /**
+ * All settings of requests, with the server's defaults.
+ * @param {{server: any, schemas: any}} known
+ * @returns {import('./form.js').Field[]}
+ */
+export function useFields({ server, schemas }) {
+  return useMemo(() => readSettings(schemas, server), [schemas, server])
+}
+
+/**
+ * Fill in the prompts that an example brings.
+ * @param {Source} source
+ * @param {ReturnType<typeof useTaskSettings>['setValues']} setValues
+ */
+export function useExamplePrompts(source, setValues) {
+  useEffect(() => {
+    if (source.example) setValues((old) => ({ ...old, ...strings.prompts[source.example] }))
+  }, [source])
+}
+
+/**
+ * Return the names of the models that can do a task, or that are not loaded yet.
+ * @param {any} health the answer of /health; null without one
+ * @param {string} task
+ * @returns {string[]}
+ */
+export function modelsFor(health, task) {
+  return Object.entries(health?.models ?? {})
+    .filter(([, info]) => !info.loaded || info.tasks.includes(task))
+    .map(([name]) => name)
+}
+
+/**
+ * Return what a model can do; with an empty name, what any of them can.
+ * @param {any} health
+ * @param {string} model
+ * @returns {string[]}
+ */
+export function abilitiesOf(health, model) {
+  const models = health?.models ?? {}
+  const asked = model ? [models[model]] : Object.values(models)
+  return asked.flatMap((info) => info?.tasks ?? [])
+}
+
+/**
+ * Whether a model that knows drawn shapes only is asked about something else.
+ * @param {any} health
+ * @param {string} model
+ * @param {import('./pictures.js').Picture | null} picture
+ */
+export function isBeyondPocket(health, model, picture) {
+  const isPocket = /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
+  return isPocket && picture !== null && picture.example !== 'scene.png'
+}
+
+/**
  * Return what must be done before a request; empty if nothing.
  * @param {ReturnType<typeof useTaskSettings>} settings
  * @param {{server: any, schemas: any}} known
@@ -54,14 +113,22 @@ export function missingSetting({ prompt, values }, { server, schemas }) {
 }
 
 /**
- * The controls of a task, a model and settings. `prefix` is that of their ids.
- * @param {{prefix?: string, settings: ReturnType<typeof useTaskSettings>}} props
+ * The controls of a task, a model and settings.
+ * @param {{
+ *   prefix?: string,
+ *   settings: ReturnType<typeof useTaskSettings>,
+ *   without?: string[],
+ *   children?: any,
+ * }} props
+ * `prefix` is that of their ids. `without` are the names of fields, and perhaps "model", whose
+ * controls are elsewhere. `children` come before the model.
  */
-export function TaskSettings({ prefix = '', settings }) {
+export function TaskSettings({ prefix = '', settings, without = [], children }) {
   const { task, setTask, able, chosen, setModel, fields, values, setValues } = settings
   const change = (name, value) => setValues((old) => ({ ...old, [name]: value }))
   const ids = `${prefix}field`
-  const ofCategory = (isInput) => fields.filter(({ category }) => (category === 'input') === isInput)
+  const shown = fields.filter(({ name }) => !without.includes(name))
+  const ofCategory = (isInput) => shown.filter(({ category }) => (category === 'input') === isInput)
   return html`
     <${Segmented}
       name=${`${prefix}task`}
@@ -72,17 +139,18 @@ export function TaskSettings({ prefix = '', settings }) {
     />
     <p class="hint">${strings.tasks.hints[task]}</p>
     <${Form} ...${{ prefix: ids, values }} fields=${ofCategory(true)} onChange=${change} />
-    <div class="field">
-      <label for=${`${prefix}model`}>${strings.settings.model}</label>
-      <select id=${`${prefix}model`} onChange=${(event) => setModel(event.target.value)}>
-        <option value="" selected=${chosen === ''}>${strings.settings.modelDefault}</option>
-        ${able.map(
-          (name) => html`
-            <option key=${name} value=${name} selected=${name === chosen}>${name}</option>
-          `,
-        )}
-      </select>
-    </div>
+    ${children}
+    ${
+      !without.includes('model') &&
+      html`
+        <${ModelSelect}
+          id=${`${prefix}model`}
+          models=${able}
+          value=${chosen}
+          onChange=${setModel}
+        />
+      `
+    }
     <${MoreSettings}
       prefix=${ids}
       fields=${ofCategory(false)}
@@ -90,6 +158,38 @@ export function TaskSettings({ prefix = '', settings }) {
       onChange=${change}
       onReset=${() => setValues(keepPrompts)}
     />
+  `
+}
+
+/**
+ * @param {{
+ *   id: string,
+ *   models: string[],
+ *   value: string,
+ *   onChange: (model: string) => void,
+ *   mayBeAny?: boolean,
+ * }} props
+ * `mayBeAny` adds the server's choice, which is an empty name.
+ */
+export function ModelSelect({ id, models, value, onChange, mayBeAny = true }) {
+  const { settings } = strings
+  return html`
+    <div class="field">
+      <label for=${id}>${settings.model}</label>
+      <select id=${id} onChange=${(event) => onChange(event.target.value)}>
+        ${
+          mayBeAny &&
+          html`
+            <option value="" selected=${value === ''}>${settings.modelDefault}</option>
+          `
+        }
+        ${models.map(
+          (name) => html`
+            <option key=${name} value=${name} selected=${name === value}>${name}</option>
+          `,
+        )}
+      </select>
+    </div>
   `
 }
 
@@ -103,8 +203,7 @@ function MoreSettings({ prefix, fields, values, onChange, onReset }) {
     <details class="more">
       <summary>
         ${settings.more}${
-          changed > 0 &&
-          html`
+          changed > 0 && html`
             <span class="badge">${settings.changed(changed)}</span>
           `
         }

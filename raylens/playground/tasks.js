@@ -3,9 +3,9 @@
 import { readFields } from './form.js'
 import { toDataUrl } from './pictures.js'
 
-/** @typedef {'caption' | 'query' | 'detect' | 'point'} Task */
+/** @typedef {'caption' | 'query' | 'detect' | 'point' | 'chat'} Task */
 
-/** @type {Task[]} */
+/** @type {Task[]} those about one picture */
 export const TASKS = ['caption', 'query', 'detect', 'point']
 
 /**
@@ -15,7 +15,7 @@ export const TASKS = ['caption', 'query', 'detect', 'point']
 
 /** @param {Task} task whether its answer is text, which streams */
 export function isText(task) {
-  return task === 'caption' || task === 'query'
+  return task !== 'detect' && task !== 'point'
 }
 
 /**
@@ -68,15 +68,27 @@ export function promptOf(fields) {
  * @returns {Request}
  */
 export function buildRequest(task, model, fields, values) {
-  const body = {}
   const prompt = promptOf(fields)
-  for (const field of fields) {
-    const value = values[field.name] ?? field.default
-    if (field === prompt || value !== field.default) setAt(body, field.hints.request, value)
-  }
+  const body = changedSettings(fields, values, ({ hints }) => hints.request)
+  if (prompt) setAt(body, prompt.hints.request, values[prompt.name] ?? prompt.default)
   if (model) body.model = model
   if (isText(task)) Object.assign(body, { stream: true, stream_options: { include_usage: true } })
   return { task, path: `v1/${task}`, body, prompt: prompt ? body[prompt.hints.request] : '' }
+}
+
+/**
+ * Return a body with the settings that are not the server's defaults.
+ * @param {import('./form.js').Field[]} fields
+ * @param {Record<string, any>} values
+ * @param {(field: import('./form.js').Field) => string} nameOf a field in the body
+ */
+export function changedSettings(fields, values, nameOf) {
+  const body = {}
+  for (const field of fields) {
+    const value = values[field.name] ?? field.default
+    if (value !== field.default) setAt(body, nameOf(field), value)
+  }
+  return body
 }
 
 /** Set what a dotted name such as "settings.top_p" refers to. */

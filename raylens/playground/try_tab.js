@@ -1,48 +1,52 @@
 // The tab "Try": one picture, one task, one answer.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice, Notice } from './controls.js'
+import { History } from './history.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
-import { History, Result } from './result.js'
+import { Result } from './result.js'
 import { newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { strings } from './strings.js'
-import { missingSetting, TaskSettings, useTaskSettings } from './task_settings.js'
+import {
+  isBeyondPocket,
+  missingSetting,
+  TaskSettings,
+  useExamplePrompts,
+  useTaskSettings,
+} from './task_settings.js'
 import { buildRequest } from './tasks.js'
 
 /**
- * @param {{
- *   isShown: boolean,
- *   server: any,
- *   schemas: any,
- *   serverError: Error | null,
- *   health: any,
- *   onKeyWanted: () => void,
- *   given: import('./pictures.js').Picture | null,
- * }} props
- * `given` is a picture from another tab.
+ * @typedef {object} Props
+ * @property {boolean} isShown
+ * @property {any} server
+ * @property {any} schemas
+ * @property {Error | null} serverError
+ * @property {any} health
+ * @property {import('./task_settings.js').Source} source
+ * @property {(source: import('./task_settings.js').Source) => void} onSource
+ * @property {() => void} onKeyWanted
  */
-export function TryTab({ isShown, server, schemas, serverError, health, onKeyWanted, given }) {
-  const [picture, setPicture] = useState(null)
+
+/** @param {Props} props */
+export function TryTab(props) {
+  const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
+  const { picture } = source
   const settings = useTaskSettings({ server, schemas, health })
+  useExamplePrompts(source, settings.setValues)
   const [ownError, setError] = useState(null)
-  const error = ownError ?? (serverError?.needsKey ? serverError : null)
   const [active, setActive] = useState(null)
-  const { runs, run, start, stop, select, clear } = useRuns()
+  const { runs, run: selected, start, stop, select, clear } = useRuns()
+  const run = selected?.picture === picture ? selected : null // another tab may change the picture
 
   const takePicture = (next, example) => {
-    setPicture(next)
+    onSource({ picture: next, example })
     setActive(null)
     select(null)
-    if (example) settings.setValues((old) => ({ ...old, ...strings.prompts[example] }))
   }
-  useEffect(() => {
-    if (given) takePicture(given)
-  }, [given])
-  const missing = picture
-    ? missingSetting(settings, { server, schemas })
-    : strings.run.needsPicture
+  const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
   const submit = (event) => {
     event?.preventDefault()
     if (run?.state === 'working') return
@@ -61,18 +65,21 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
   }
   const showRun = (past) => {
     select(past)
-    setPicture(past.picture)
+    onSource({ picture: past.picture })
     setActive(null)
   }
-  const isPhoto = picture !== null && picture.example !== 'scene.png'
-  const model = health?.models?.[run?.model || settings.answering]
-  const isPocket = /(^|\/)pocket\b/.test(model?.checkpoint ?? '')
+  const answer = useRef(null)
+  // On a phone, the answer is below the button that asks for it.
+  useEffect(() => {
+    if (run?.state === 'working') answer.current.scrollIntoView({ block: 'nearest' })
+  }, [run])
 
   return html`
-    <div class="try" hidden=${!isShown} onKeyDown=${onKeyDown}>
+    <div class="columns" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="left">
         <${PictureInput}
-          ...${{ picture, server, active, isShown }}
+          prefix="try"
+          ...${{ isShown, picture, server, active }}
           findings=${run ? findingsOf(run) : []}
           onActive=${setActive}
           onPicture=${takePicture}
@@ -81,22 +88,7 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
         <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
       </div>
       <div class="right">
-        ${
-          error &&
-          html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
-        ${
-          error.needsKey &&
-          html`
-            <button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>
-          `
-        }
-        ${
-          ownError &&
-          html`
-            <button type="button" onClick=${() => setError(null)}>${strings.errors.close}</button>
-          `
-        }</div><//>`
-        }
+        <${ErrorNotice} ...${{ ownError, serverError, onKeyWanted }} onClose=${setError} />
         <form
           class="card settings"
           ref=${form}
@@ -106,7 +98,10 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
         >
           <h2 id="settings-title" class="hidden">${strings.settings.title}</h2>
           <${TaskSettings} settings=${settings} />
-          ${isPocket && isPhoto && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
+          ${
+            isBeyondPocket(health, run?.model || settings.answering, picture) &&
+            html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`
+          }
           <div class="run">
             ${
               run?.state === 'working'
@@ -122,12 +117,17 @@ export function TryTab({ isShown, server, schemas, serverError, health, onKeyWan
             <span class="muted shortcut">${strings.run.shortcut}</span>
           </div>
         </form>
-        <${Result}
-          ...${{ run, active, onKeyWanted }}
-          model=${settings.answering}
-          onActive=${setActive}
-          onRetry=${submit}
-        />
+        <div class="answers" ref=${answer}>
+          <${Result}
+            id="result"
+            title=${strings.result.title}
+            empty=${strings.result.empty}
+            ...${{ run, active, onKeyWanted }}
+            model=${settings.answering}
+            onActive=${setActive}
+            onRetry=${submit}
+          />
+        </div>
       </div>
     </div>
   `

@@ -16,7 +16,7 @@ pytest.importorskip("playwright", reason="playwright is missing: pip install -e 
 from playwright.sync_api import Browser, Locator, Page, Playwright, sync_playwright
 
 from tests.browser.live_page import open_tab, wait_until
-from tests.browser.site import SCENE, Site, serving
+from tests.browser.site import SCENE, LiveSite, serving
 from tests.clients.browser import write_y4m
 
 CHROMIUM = shutil.which("chromium")
@@ -66,20 +66,20 @@ def launched(playwright: Playwright, *arguments: str) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def running() -> Iterator[Site]:
+def running() -> Iterator[LiveSite]:
     with serving() as site:
         yield site
 
 
 @pytest.fixture
-def site(running: Site) -> Site:
+def site(running: LiveSite) -> LiveSite:
     running.service.reset()
     running.status.reset()
     return running
 
 
 @pytest.fixture
-def page(browser: Browser, site: Site) -> Iterator[Page]:
+def page(browser: Browser, site: LiveSite) -> Iterator[Page]:
     """The page, opened. Fails if a script fails, or if a request leaves the server."""
     yield from opened(browser, site.url)
 
@@ -109,7 +109,7 @@ def opened(browser: Browser, url: str) -> Iterator[Page]:
 
 
 @contextmanager
-def visiting(browser: Browser, **config: Any) -> Iterator[tuple[Site, Page, Locator]]:
+def visiting(browser: Browser, **config: Any) -> Iterator[tuple[LiveSite, Page, Locator]]:
     """Open the tab "Live" of a server of its own."""
     with serving(**config) as site:
         for page in opened(browser, site.url):
@@ -117,7 +117,7 @@ def visiting(browser: Browser, **config: Any) -> Iterator[tuple[Site, Page, Loca
 
 
 @pytest.fixture
-def live(page: Page, site: Site) -> Iterator[Locator]:
+def live(page: Page, site: LiveSite) -> Iterator[Locator]:
     """The tab "Live". Fails if a session outlives the page."""
     yield open_tab(page)
     page.goto("about:blank")
@@ -125,7 +125,7 @@ def live(page: Page, site: Site) -> Iterator[Locator]:
 
 
 @pytest.fixture
-def over_socket(browser: Browser) -> Iterator[tuple[Site, Locator]]:
+def over_socket(browser: Browser) -> Iterator[tuple[LiveSite, Locator]]:
     """The tab "Live" of a server without WebRTC."""
     with visiting(browser, has_webrtc=False) as (site, _, live):
         yield site, live

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from playwright.sync_api import Download, Locator, Page, expect
 
 from raylens.realtime.overlay import Pixels
-from tests.browser.site import Site
+from tests.browser.site import LiveSite
 from tests.clients.browser import read_data_url
 
 WEBRTC = "Live over WebRTC"
@@ -74,5 +74,5 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def count_sockets(site: Site) -> int:
+def count_sockets(site: LiveSite) -> int:
     return site.shared.sessions.held("127.0.0.1")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 from playwright.sync_api import Page, sync_playwright
 
 from raylens.api.playground import load_files
 from tests.browser.conftest import CHROMIUM
+from tests.browser.job_site import serving_jobs
 from tests.browser.site import serving
 
 TOKENS = 500
+JOBS = 1000
 TOKENS_PER_S = 50
 LONG_TASKS = """() => {
   window.tasks = []
@@ -25,6 +30,25 @@ def stream(page: Page) -> list[float]:
     page.evaluate(LONG_TASKS)
     page.get_by_role("button", name="Run").click()
     page.locator("dd", has_text="in,").wait_for(timeout=120_000)
+    tasks: list[float] = page.evaluate("window.tasks")
+    return tasks
+
+
+def list_jobs(page: Page, url: str) -> list[float]:
+    """Return the durations of long tasks while many jobs run, are filtered and selected, in ms."""
+    page.goto(f"{url}#jobs")
+    page.get_by_text("Live", exact=True).wait_for()
+    page.evaluate(LONG_TASKS)
+    for number in range(JOBS):
+        body = {"job_type": "query", "input": {"question": f"Question {number}"}}
+        page.request.post(f"{url}api/v1/jobs", data=body)
+    page.locator(".jobs-card").get_by_text(f"{JOBS:,} jobs").wait_for(timeout=120_000)
+    page.get_by_role("combobox", name="Any state").select_option("succeeded")
+    page.locator(".jobs-card").get_by_text(f"{JOBS:,} jobs").wait_for(timeout=120_000)
+    page.get_by_label("Search names").fill("Question 99")
+    page.get_by_label("Search names").fill("")
+    page.get_by_role("button", name=f"Select all {JOBS:,}").click()
+    page.get_by_role("button", name="Next").click()
     tasks: list[float] = page.evaluate("window.tasks")
     return tasks
 
@@ -53,6 +77,9 @@ def main() -> None:
         )
         speed = page.locator(".figures").inner_text().replace("\n", " ")
         print(f"the page shows: {speed}")
+        with TemporaryDirectory() as folder, serving_jobs(Path(folder)) as job_site:
+            tasks = list_jobs(browser.new_context().new_page(), job_site.url)
+        print(f"{JOBS} jobs: {len(tasks)} long tasks, at most {max(tasks, default=0):.0f} ms")
         browser.close()
 
 

@@ -175,7 +175,11 @@ class ScriptedService(VisionService):
             raise ModelNotLoaded(f"{name} is down", "model", retry_after=2)
         models = {model["name"]: model for model in CONFIG["models"]}
         model = models[name]
-        return ModelInfo(name, model["checkpoint"], model["family"], "cpu", TASKS[name])
+        limit = 1 if name == "moondream" else None
+        return ModelInfo(
+            name, model["checkpoint"], model["family"], "cpu", TASKS[name],
+            max_pictures=limit, frames_as_pictures=limit,
+        )  # fmt: skip
 
     def reset(self) -> None:
         self.gate.set()
@@ -190,6 +194,12 @@ class Site:
     service: ScriptedService
     status: ScriptedStatus
     server: uvicorn.Server
+
+
+@dataclass(frozen=True)
+class LiveSite(Site):
+    """With live video."""
+
     shared: Shared
     sessions: LocalSessions
     """Those over WebRTC."""
@@ -211,10 +221,9 @@ def below(app: ASGIApp, root_path: str) -> ASGIApp:
 @contextmanager
 def serving(
     root_path: str = "", *, port: int | None = None, has_webrtc: bool = True, **config: object
-) -> Iterator[Site]:
+) -> Iterator[LiveSite]:
     """Run a server in a thread, by default on a free port."""
-    service = ScriptedService()
-    status = ScriptedStatus()
+    service, status = ScriptedService(), ScriptedStatus()
     settings = AppConfig.model_validate({**CONFIG, **config})
     drains = threading.Event()
     shared = Shared(settings, draining=Draining(drains.is_set))
@@ -222,12 +231,22 @@ def serving(
     app: ASGIApp = create_app(
         service, settings, webrtc=sessions if has_webrtc else None, status=status, shared=shared
     )
-    port = port or free_port()
-    http = uvicorn.Config(
-        below(app, root_path), port=port, log_level="critical", lifespan="off",
+    with running(below(app, root_path), port or free_port()) as server:
+        url = f"http://127.0.0.1:{server.config.port}{root_path}/"
+        try:
+            yield LiveSite(url, service, status, server, shared, sessions, drains)
+        finally:
+            service.gate.set()
+
+
+@contextmanager
+def running(app: ASGIApp, port: int, has_lifespan: bool = False) -> Iterator[uvicorn.Server]:
+    """Serve an application in a thread."""
+    settings = uvicorn.Config(
+        app, port=port, log_level="critical", lifespan="on" if has_lifespan else "off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
-    server = uvicorn.Server(http)
+    server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -235,9 +254,7 @@ def serving(
             if not thread.is_alive():
                 raise RuntimeError("the server did not start")
             thread.join(0.01)
-        url = f"http://127.0.0.1:{port}{root_path}/"
-        yield Site(url, service, status, server, shared, sessions, drains)
+        yield server
     finally:
-        service.gate.set()
         server.should_exit = True
         thread.join(10)

@@ -30,12 +30,12 @@ from tests.browser.live_page import (
     stop,
     wait_until,
 )
-from tests.browser.site import CAPTION, SCENE, Site, find_red
+from tests.browser.site import CAPTION, SCENE, LiveSite, find_red
 
 pytestmark = pytest.mark.browser
 
 
-def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: Site) -> None:
+def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: LiveSite) -> None:
     start(live)
     expect(answer(live)).to_have_text("2 matches for “person”.")
     for name in ("Delay", "Frames/s", "Answers/s", "Dropped frames", "Sent, received", "moondream"):
@@ -61,7 +61,7 @@ def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: Site)
     wait_until(lambda: site.sessions.count == 0)
 
 
-def test_settings_change_while_it_runs(live: Locator, site: Site) -> None:
+def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     start(live)
     expect(answer(live)).to_be_visible()
     live.get_by_label("Detect Object").fill("red circle")
@@ -119,7 +119,7 @@ def test_events_are_listed_and_results_saved(page: Page, live: Locator) -> None:
     assert events[:2] == ["started", "ended"]
 
 
-def test_pause_stops_the_questions_and_resume_goes_on(live: Locator, site: Site) -> None:
+def test_pause_stops_the_questions_and_resume_goes_on(live: Locator, site: LiveSite) -> None:
     start(live)
     expect(answer(live)).to_be_visible()
     press(live, "Pause")
@@ -137,7 +137,7 @@ def test_pause_stops_the_questions_and_resume_goes_on(live: Locator, site: Site)
 
 
 def test_a_frame_without_an_answer_gets_a_sentence_until_the_next_one(
-    live: Locator, site: Site
+    live: Locator, site: LiveSite
 ) -> None:
     site.service.error = ModelFailed("out of memory")
     start(live)
@@ -161,7 +161,7 @@ def mirrored_red() -> tuple[float, float, float, float]:
     return 1 - red.x_max, red.y_min, 1 - red.x_min, red.y_max
 
 
-def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[Site, Locator]) -> None:
+def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[LiveSite, Locator]) -> None:
     site, live = over_socket
     start(live, SOCKET)
     expect(live.locator(".right > .notice")).to_contain_text(
@@ -195,7 +195,7 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[Site, Lo
 
 
 def test_a_setting_that_a_websocket_refuses_gets_a_sentence(
-    over_socket: tuple[Site, Locator],
+    over_socket: tuple[LiveSite, Locator],
 ) -> None:
     _, live = over_socket
     start(live, SOCKET)
@@ -225,7 +225,7 @@ def probe(video: Path) -> dict[str, Any]:
     return dict(stream)
 
 
-def test_a_snapshot_opens_in_the_tab_try(page: Page, live: Locator, site: Site) -> None:
+def test_a_snapshot_opens_in_the_tab_try(page: Page, live: Locator, site: LiveSite) -> None:
     start(live)
     press(live, "Snapshot to Try")
     page.locator(".try .frame img[alt*='snapshot.jpg']").wait_for()
@@ -235,7 +235,7 @@ def test_a_snapshot_opens_in_the_tab_try(page: Page, live: Locator, site: Site) 
     expect(page.get_by_role("tab", name="Live ●")).to_be_visible()
 
 
-def test_a_video_file_is_shown_in_a_loop(live: Locator, site: Site, tmp_path: Path) -> None:
+def test_a_video_file_is_shown_in_a_loop(live: Locator, site: LiveSite, tmp_path: Path) -> None:
     video = tmp_path / "scene.webm"
     command = ["ffmpeg", "-v", "error", "-loop", "1", "-i", str(SCENE), "-t", "0.5", "-r", "15"]
     subprocess.run([*command, str(video)], check=True)

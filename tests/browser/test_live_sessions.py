@@ -25,7 +25,7 @@ from tests.browser.live_page import (
     stop,
     wait_until,
 )
-from tests.browser.site import Site, serving
+from tests.browser.site import LiveSite, serving
 
 pytestmark = pytest.mark.browser
 
@@ -43,7 +43,7 @@ def test_leaving_the_page_ends_the_session(browser: Browser, has_webrtc: bool) -
 
 
 def test_a_session_that_the_server_ends_for_a_restart_begins_again(
-    live: Locator, site: Site
+    live: Locator, site: LiveSite
 ) -> None:
     start(live)
     site.sessions.stop("this part of the server is about to stop")
@@ -54,7 +54,7 @@ def test_a_session_that_the_server_ends_for_a_restart_begins_again(
     assert site.sessions.count == 1
 
 
-def test_a_server_that_drains_is_waited_for(over_socket: tuple[Site, Locator]) -> None:
+def test_a_server_that_drains_is_waited_for(over_socket: tuple[LiveSite, Locator]) -> None:
     site, live = over_socket
     start(live, SOCKET)
     site.drains.set()
@@ -147,7 +147,7 @@ def bare(playwright: Playwright, url: str, *arguments: str) -> Iterator[Locator]
         yield open_tab(page)
 
 
-def test_a_camera_that_is_denied_gets_a_sentence(playwright: Playwright, site: Site) -> None:
+def test_a_camera_that_is_denied_gets_a_sentence(playwright: Playwright, site: LiveSite) -> None:
     with bare(playwright, site.url, f"{GRANTED}=deny") as live:
         press(live, "Start")
         expect(live.get_by_role("alert")).to_contain_text("The browser may not use the camera.")

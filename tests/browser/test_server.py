@@ -12,15 +12,20 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
 from tests.browser.live_page import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.site import CAPTION, ROOT, find_red
+from tests.browser.test_chat import CLIP, answers, attach, attached, open_chat, say
+from tests.browser.test_compare import run_both, side
+from tests.browser.test_jobs import drop, submit
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
 
 MARGIN = 0.04
+SCENES = 20
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,73 @@ def test_preprocessing_shows_the_picture(page: Page) -> None:
     page.get_by_role("tab", name="Preprocessing").click()
     expect(page.locator(".side-by-side img")).to_have_count(2, timeout=60_000)
     expect(page.locator(".result")).to_contain_text("The model resizes it to")
+
+
+def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Path) -> None:
+    captions = {}
+    for number in range(SCENES):
+        scene, data, url = draw_scene(number, max_side=128)
+        name = f"{number:02}.{url.split(';')[0].rpartition('/')[2]}"
+        (tmp_path / name).write_bytes(data)
+        captions[name] = scene.caption("short")
+    page.get_by_role("tab", name="Jobs").click()
+    drop(page, tmp_path)
+    expect(page.get_by_text(f"{SCENES} pictures ready")).to_be_visible()
+    jobs = page.locator(".jobs")
+    jobs.get_by_text("More settings").click()
+    jobs.get_by_label("Caption Length").select_option("short")
+    submit(page)
+    expect(page.get_by_test_id("progress")).to_have_text(
+        f"{SCENES} of {SCENES} uploaded · {SCENES} succeeded", timeout=120_000
+    )
+    told = {
+        card.locator(".job-name").inner_text(): card.locator(".job-answer").inner_text()
+        for card in page.locator(".job").all()
+    }
+    wrong = [name for name, caption in captions.items() if told[name] != caption]
+    assert len(wrong) <= SCENES // 10, told
+    page.reload()
+    expect(page.locator(".job[data-state=succeeded]")).to_have_count(SCENES)
+
+
+def test_two_models_caption_the_scene_side_by_side(page: Page) -> None:
+    page.get_by_role("tab", name="Compare").click()
+    page.locator(".compare").get_by_text("More settings").click()
+    page.locator("#compare-field-caption_length").select_option("short")
+    page.locator("#compare-1-model").select_option("qwen2.5-vl")
+    run_both(page)
+    for index, model in enumerate(("moondream", "qwen2.5-vl")):
+        expect(side(page, index).get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
+        expect(side(page, index).locator(".figures")).to_contain_text(model)
+    expect(page.locator(".verdict")).to_contain_text("The answers are the same.")
+
+
+def test_a_chat_knows_what_a_picture_and_a_video_show(page: Page) -> None:
+    open_chat(page)
+    page.locator("#chat-model").select_option("qwen2.5-vl")
+    expect(page.locator(".chat .settings")).to_contain_text("Takes several pictures. Reads videos.")
+    page.get_by_role("button", name="Shapes").click()
+    expect(attached(page)).to_have_count(1)
+    say(page, "What color is the square?")
+    expect(answers(page)).to_have_text("blue", timeout=60_000)
+    page.get_by_role("button", name="New chat").click()
+    attach(page, CLIP)
+    expect(attached(page)).to_have_count(1)
+    say(page, "Describe the video.")
+    seen = "a white triangle at the center and an orange triangle at the bottom left"
+    expect(answers(page)).to_have_text(seen, timeout=60_000)
+    expect(page.locator(".figures-line")).to_contain_text("in, ")
+
+
+def test_the_limits_of_models_are_told(page: Page) -> None:
+    open_chat(page)
+    page.locator("#chat-model").select_option("moondream")
+    attach(page, CLIP, CLIP)
+    problem = page.locator(".composer .notice")
+    expect(problem).to_contain_text("moondream takes 1 picture or video in a chat; this one has 2.")
+    page.locator("#chat-model").select_option("smolvlm")
+    expect(problem).to_have_count(0)
+    expect(page.get_by_text("smolvlm reads no videos: it gets 4 frames")).to_be_visible()
 
 
 def test_the_models_and_their_figures_are_shown(page: Page) -> None:

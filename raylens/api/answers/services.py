@@ -203,6 +203,8 @@ class ModelState(Answer):
     family: str | None = LEFT_OUT
     device: str = LEFT_OUT
     tasks: list[str] = LEFT_OUT
+    max_pictures: int | None = LEFT_OUT
+    frames_as_pictures: int | None = LEFT_OUT
 
 
 class Health(Answer):

@@ -184,7 +184,7 @@ class FakeService(VisionService):
             error.on_demand = self.on_demand.get(name)
             raise error
         tasks = self.tasks.get(name, TEXT_TASKS)
-        return ModelInfo(name, "pocket", "smolvlm", "cpu", tasks, "float32", 1234)
+        return ModelInfo(name, "pocket", "smolvlm", "cpu", tasks, "float32", 1234, 8, 4)
 
 
 @pytest.fixture

@@ -116,6 +116,8 @@ async def test_health_shows_the_state_of_each_model(client, service: FakeService
     assert (health["status"], health["model_loaded"], health["device"]) == ("healthy", True, "cpu")
     assert health["active_model"] == "smolvlm"
     assert health["timestamp"].endswith("+00:00")
+    model = health["models"]["smolvlm"]
+    assert (model["max_pictures"], model["frames_as_pictures"]) == (8, 4)
     assert (await client.get("/ready")).status_code == 200
     service.loaded = frozenset({"other"})
     health = (await client.get("/health")).json()

@@ -151,6 +151,12 @@ async def test_the_page_learns_the_limits_and_the_settings(client: httpx.AsyncCl
         "image_pixels": 64_000_000,
         "min_image_side": 4,
         "max_image_side": 16_384,
+        "images": CONFIG.limits.max_images,
+        "videos": 4,
+        "video_bytes": 64 * 2**20,
+        "video_seconds": 3600,
+        "body_bytes": CONFIG.limits.max_body_bytes,
+        "text_chars": CONFIG.limits.max_text_chars,
     }
     assert server["models"] == ["smolvlm", "other"]
     assert server["downloads"] is True

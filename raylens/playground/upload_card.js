@@ -1,0 +1,196 @@
+// The card of the tab "Jobs" that takes pictures and folders, and shows how far their upload is.
+
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { Notice } from './controls.js'
+import { readChosen, readDrop } from './dropped_files.js'
+import { useDrops } from './drops.js'
+import { STATES } from './job_view.js'
+import { strings } from './strings.js'
+import { isChosen } from './uploads.js'
+
+const SHOWN_PICTURES = 24
+const SHOWN_REFUSALS = 100
+
+/** @typedef {import('./uploads.js').Uploads} Uploads */
+
+/**
+ * @param {{
+ *   uploads: Uploads,
+ *   jobs: Map<string, import('./job_list.js').Job>,
+ *   isShown: boolean,
+ *   onKeyWanted: () => void,
+ * }} props
+ */
+export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
+  const { jobs: texts } = strings
+  const add = (found) => found.length > 0 && uploads.add(found)
+  const takeTransfer = (transfer) => readDrop(transfer).then(add)
+  const isDragging = useDrops({ takeTransfer }, isShown)
+  const { chosen } = uploads
+  const refused = uploads.all.filter(({ state }) => state === 'refused')
+  const ready = chosen.filter(({ state }) => state === 'ready')
+  return html`
+    <section class="card uploads" aria-labelledby="uploads-title">
+      <h2 id="uploads-title">${texts.pictures}</h2>
+      <${Chooser} isDragging=${isDragging} onFiles=${add} />
+      ${
+        (chosen.length > 0 || refused.length > 0 || (uploads.all.length > 0 && !uploads.isBusy)) &&
+        html`
+          <div class="bar">
+            ${
+              chosen.length > 0 &&
+              html`
+                <span role="status">
+                  ${texts.chosen(ready.length, chosen.length - ready.length)}
+                </span>
+              `
+            }
+            <button type="button" class="quiet" onClick=${() => uploads.clear()}>
+              ${texts.clear}
+            </button>
+          </div>
+        `
+      }
+      ${
+        ready.length > 0 &&
+        html`
+          <ul class="chosen" aria-hidden="true">
+            ${ready.slice(0, SHOWN_PICTURES).map(
+              ({ id, picture }) => html`
+                <li key=${id}>${picture && html`<img src=${picture.thumbnail} alt="" />`}</li>
+              `,
+            )}
+          </ul>
+        `
+      }
+      ${
+        refused.length > 0 &&
+        html`
+          <${Refusals} refused=${refused} onAgain=${() => uploads.again()} />
+        `
+      }
+      <${Progress} uploads=${uploads} jobs=${jobs} onKeyWanted=${onKeyWanted} />
+    </section>
+  `
+}
+
+function Chooser({ isDragging, onFiles }) {
+  const { jobs: texts } = strings
+  const files = useRef(null)
+  const folder = useRef(null)
+  const take = (event) => {
+    onFiles(readChosen(event.target.files))
+    event.target.value = ''
+  }
+  const hidden = { type: 'file', class: 'hidden', multiple: true, tabindex: '-1', onChange: take }
+  return html`
+    <div class=${isDragging ? 'drop dragging' : 'drop'}>
+      <p>${isDragging ? texts.dropNow : texts.drop}</p>
+      <p class="hint">${texts.dropHelp}</p>
+      <div class="actions">
+        <button type="button" onClick=${() => files.current.click()}>${texts.chooseFiles}</button>
+        <button type="button" onClick=${() => folder.current.click()}>${texts.chooseFolder}</button>
+      </div>
+      <input ref=${files} ...${hidden} aria-label=${texts.chooseFiles} />
+      <input ref=${folder} webkitdirectory ...${hidden} aria-label=${texts.chooseFolder} />
+    </div>
+  `
+}
+
+function Refusals({ refused, onAgain }) {
+  const { jobs: texts } = strings
+  return html`
+    <details class="refusals">
+      <summary>${texts.refused(refused.length)}</summary>
+      <ul>
+        ${refused.slice(0, SHOWN_REFUSALS).map(
+          ({ id, path, reason }) => html`
+            <li key=${id}>
+              <span class="path">${path}</span>
+              <span class="muted">${reason}</span>
+            </li>
+          `,
+        )}
+      </ul>
+      <button type="button" class="quiet" onClick=${onAgain}>${texts.again}</button>
+    </details>
+  `
+}
+
+/** How far the pictures are that were submitted. */
+function Progress({ uploads, jobs, onKeyWanted }) {
+  const { jobs: texts } = strings
+  const submitted = uploads.all.filter((upload) => upload.state !== 'refused' && !isChosen(upload))
+  if (submitted.length === 0) return null
+  const sent = submitted.filter(({ state }) => state === 'sent')
+  const states = sent.map(({ jobId }) => jobs.get(jobId)?.status)
+  const count = (state) => states.filter((each) => each === state).length
+  const counts = STATES.map((state) => [state, count(state)]).filter(
+    ([state, number]) => number > 0 || state === 'succeeded',
+  )
+  const ended = sent.length - count('queued') - count('running')
+  return html`
+    <div class="progress">
+      <progress max=${submitted.length} value=${ended} aria-label=${texts.progress}></progress>
+      <div class="bar">
+        <span data-testid="progress">
+          ${[
+            texts.uploaded(sent.length, submitted.length),
+            ...counts.map(([state, number]) =>
+              texts.counts(number, texts.states[state].toLowerCase()),
+            ),
+          ].join(' · ')}
+        </span>
+        ${
+          uploads.isBusy &&
+          html`
+            <div class="actions">
+              ${
+                uploads.isPaused
+                  ? html`
+                      <button type="button" key="go" onClick=${() => uploads.resume()}>
+                        ${texts.resume}
+                      </button>
+                    `
+                  : html`
+                      <button type="button" key="pause" onClick=${() => uploads.pause()}>
+                        ${texts.pause}
+                      </button>
+                    `
+              }
+              <button type="button" onClick=${() => uploads.stop()}>${texts.stop}</button>
+            </div>
+          `
+        }
+      </div>
+      ${uploads.hold && html`<${Hold} ...${{ uploads, onKeyWanted }} />`}
+    </div>
+  `
+}
+
+/** Why the upload waits, and until when. */
+function Hold({ uploads, onKeyWanted }) {
+  const { jobs: texts, errors } = strings
+  const { error, until } = uploads.hold
+  const [now, setNow] = useState(Date.now())
+  useEffect(() => {
+    const timer = setInterval(() => setNow(Date.now()), 1000)
+    return () => clearInterval(timer)
+  }, [])
+  const seconds = Math.max(1, Math.ceil((until - now) / 1000))
+  return html`<${Notice} kind=${error.needsKey ? 'error' : 'note'}>
+    <p>${error.message}</p>
+    ${!error.needsKey && html`<p>${texts.goesOn(seconds)}</p>`}
+    <div class="actions">
+      ${
+        error.needsKey
+          ? html`
+              <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
+            `
+          : html`
+              <button type="button" onClick=${() => uploads.resume()}>${texts.goesOnNow}</button>
+            `
+      }
+    </div>
+  <//>`
+}
