@@ -98,17 +98,3 @@ function drawWords(context, words, w, h, size) {
   context.fillStyle = '#fff'
   context.fillText(words, size / 2, h - size * 0.65, w - size)
 }
-
-/** Save a file. @param {Blob} blob @param {string} name */
-export function save(blob, name) {
-  const link = document.createElement('a')
-  Object.assign(link, { href: URL.createObjectURL(blob), download: name })
-  link.click()
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000)
-}
-
-/** Save values as JSON lines. @param {any[]} values @param {string} name */
-export function saveLines(values, name) {
-  const lines = values.map((value) => `${JSON.stringify(value)}\n`)
-  save(new Blob(lines, { type: 'application/jsonl' }), name)
-}

@@ -2,7 +2,8 @@
 
 import { html, useCallback, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
-import { Recording, save, saveLines } from './live_recording.js'
+import { useDrops } from './drops.js'
+import { Recording } from './live_recording.js'
 import { LiveLists, LiveResult } from './live_result.js'
 import { LiveSession } from './live_session.js'
 import { featureOf, LiveSettings, pipelineFields, promptOf } from './live_settings.js'
@@ -11,6 +12,7 @@ import { SourceBar } from './live_source_bar.js'
 import { Problem, Tools } from './live_tools.js'
 import { LiveView, useFullScreen, viewOf } from './live_view.js'
 import { PictureError, readPicture } from './pictures.js'
+import { save, saveBlob } from './save.js'
 import { strings } from './strings.js'
 
 const DEFAULT_PIPELINE = 'moondream'
@@ -80,23 +82,15 @@ export function LiveTab(props) {
       setError(error instanceof PictureError ? error : new PictureError(strings.errors.unexpected))
     }
   }
-  const drop = (event) => {
-    event.preventDefault()
-    const [file] = event.dataTransfer.files
-    if (file && !isOpen) choose({ ...choice, file })
-  }
+  const takeTransfer = ({ files: [file] }) => file && choose({ ...choice, file })
+  const isDragging = useDrops({ takeTransfer }, isShown && !isOpen)
   const { live } = strings
   return html`
-    <div
-      class="live columns"
-      hidden=${!isShown}
-      onDragOver=${(event) => event.preventDefault()}
-      onDrop=${drop}
-    >
+    <div class="live columns" hidden=${!isShown}>
       <div class="left">
         <section class="card picture" aria-labelledby="live-title">
           <h2 id="live-title" class="hidden">${live.title}</h2>
-          <div class="stage" ref=${stage}>
+          <div class=${isDragging ? 'stage dragging' : 'stage'} ref=${stage}>
             <${LiveView}
               view=${look()}
               videoRef=${video}
@@ -138,7 +132,7 @@ export function LiveTab(props) {
         </form>
         <${LiveResult}
           ...${{ session, subject }}
-          onSaveLog=${() => saveLines(session.log, live.logName)}
+          onSaveLog=${() => save(live.logName, 'application/jsonl', linesOf(session.log))}
         />
       </div>
     </div>
@@ -150,6 +144,9 @@ function answersFromPocket(health, server, name) {
   const { checkpoint } = health?.models[name || server?.models[0]] ?? {}
   return /(^|\/)pocket\b/.test(checkpoint ?? '')
 }
+
+/** Return messages as JSON lines. */
+const linesOf = (messages) => messages.map((message) => `${JSON.stringify(message)}\n`).join('')
 
 /** The session of this tab, which ends if the page is left. */
 function useSession() {
@@ -192,7 +189,7 @@ function useRecording(look, isOpen) {
   latest.current = look
   const start = () => {
     const onStop = (blob, name) => {
-      save(blob, name)
+      saveBlob(name, blob)
       setRecording(null)
     }
     setRecording(new Recording(() => latest.current(), onStop))
