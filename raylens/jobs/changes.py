@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections import deque
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from itertools import islice
 
 MAX_CHANGES = 8192
 """Changes that are remembered."""
+MAX_DIGITS = 18
+"""Of a position in a cursor, which may come from a client."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class ChangeLog:
         The wait ends after ``timeout_s`` seconds. Without a cursor, there is no wait.
         """
         name, _, position = (cursor or "").partition(":")
-        if name != self._name or not position.isdecimal() or int(position) > self._count:
+        seen = int(position) if position.isdecimal() and len(position) <= MAX_DIGITS else math.inf
+        if name != self._name or seen > self._count:
             return self._since(None)
-        seen = int(position)
         if seen == self._count:
             self._has_changed.clear()
             with suppress(TimeoutError):
@@ -57,9 +60,9 @@ class ChangeLog:
                     await self._has_changed.wait()
         return self._since(seen)
 
-    def _since(self, seen: int | None) -> Changes:
+    def _since(self, seen: float | None) -> Changes:
         cursor = f"{self._name}:{self._count}"
         if seen is None or self._count - seen > len(self._jobs):
             return Changes(cursor, None)
-        first = len(self._jobs) - (self._count - seen)
+        first = len(self._jobs) - (self._count - int(seen))
         return Changes(cursor, dict(islice(self._jobs, first, None)))
