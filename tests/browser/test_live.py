@@ -228,8 +228,8 @@ def probe(video: Path) -> dict[str, Any]:
 def test_a_snapshot_opens_in_the_tab_try(page: Page, live: Locator, site: LiveSite) -> None:
     start(live)
     press(live, "Snapshot to Try")
-    page.locator(".try .frame img[alt*='snapshot.jpg']").wait_for()
-    expect(page.locator(".try .about")).to_contain_text("480 × 360")
+    page.locator(".frame img[alt*='snapshot.jpg']").wait_for()
+    expect(page.locator(".picture .about").first).to_contain_text("480 × 360")
     count = len(site.service.pictures)
     wait_until(lambda: len(site.service.pictures) > count)  # it goes on
     expect(page.get_by_role("tab", name="Live ●")).to_be_visible()
