@@ -6,6 +6,7 @@ import { CompareTab } from './compare_tab.js'
 import { TabPanel } from './controls.js'
 import { Header } from './header.js'
 import { JobsTab } from './jobs_tab.js'
+import { LiveTab } from './live_tab.js'
 import { ask } from './server.js'
 import { StatusTab } from './status_tab.js'
 import { strings } from './strings.js'
@@ -13,7 +14,7 @@ import { getTheme, setTheme } from './theme.js'
 import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
-const TABS = ['try', 'compare', 'chat', 'jobs', 'status']
+const TABS = ['try', 'compare', 'chat', 'live', 'jobs', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -28,7 +29,13 @@ function App() {
   const [source, setSource] = useState({ picture: null })
   const shared = { server, schemas, serverError, health, source, onSource: setSource, onKeyWanted }
   const visited = useVisited(tab)
-  const tabs = TABS.map((id) => ({ id, label: strings.tabs[id] }))
+  const [isRunning, setRunning] = useState(false)
+  const labels = { ...strings.tabs, ...(isRunning ? { live: strings.live.running } : {}) }
+  const tabs = TABS.map((id) => ({ id, label: labels[id] }))
+  const takeSnapshot = (picture) => {
+    setSource({ picture })
+    setTab('try')
+  }
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
     <${Header}
       ...${{ tabs, tab, state, keyRef }}
@@ -57,6 +64,17 @@ function App() {
           visited.has('chat') &&
           html`
             <${ChatTab} ...${shared} isShown=${tab === 'chat'} />
+          `
+        }
+        ${
+          visited.has('live') &&
+          html`
+            <${LiveTab}
+              ...${shared}
+              isShown=${tab === 'live'}
+              onSnapshot=${takeSnapshot}
+              onRunning=${setRunning}
+            />
           `
         }
         ${

@@ -3,9 +3,10 @@
 import { html, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { JobActions } from './job_actions.js'
-import { save, toCsv, toJsonLines } from './job_export.js'
+import { toCsv, toJsonLines } from './job_export.js'
 import { Filters, Grid, Pager } from './job_grid.js'
 import { filterJobs, NO_FILTER } from './job_view.js'
+import { save } from './save.js'
 import { strings } from './strings.js'
 
 const PAGE = 48

@@ -91,10 +91,6 @@ export function placeOf({ x, y, width, height, isPoint }) {
  */
 export function PictureWithFindings({ picture, findings, active, onActive }) {
   const ratio = picture.width / picture.height
-  // Small boxes lie over large ones, so that the pointer reaches each.
-  const order = findings
-    .map((finding, index) => index)
-    .sort((a, b) => area(findings[b]) - area(findings[a]))
   return html`
     <div class="frame" style=${{ '--ratio': ratio }}>
       <img
@@ -103,19 +99,35 @@ export function PictureWithFindings({ picture, findings, active, onActive }) {
         width=${picture.width}
         height=${picture.height}
       />
-      ${order.map(
-        (index) => html`
-          <${Mark}
-            key=${index}
-            finding=${findings[index]}
-            isActive=${active === index}
-            onEnter=${() => onActive(index)}
-            onLeave=${() => onActive(null)}
-          />
-        `,
-      )}
+      <${Marks} ...${{ findings, active, onActive }} />
     </div>
   `
+}
+
+/**
+ * What was found, over a picture that fills the parent.
+ * @param {{
+ *   findings: Finding[],
+ *   active: number | null,
+ *   onActive: (index: number | null) => void,
+ * }} props
+ */
+export function Marks({ findings, active, onActive }) {
+  // Small boxes lie over large ones, so that the pointer reaches each.
+  const order = findings
+    .map((finding, index) => index)
+    .sort((a, b) => area(findings[b]) - area(findings[a]))
+  return order.map(
+    (index) => html`
+      <${Mark}
+        key=${index}
+        finding=${findings[index]}
+        isActive=${active === index}
+        onEnter=${() => onActive(index)}
+        onLeave=${() => onActive(null)}
+      />
+    `,
+  )
 }
 
 const area = ({ width, height }) => width * height

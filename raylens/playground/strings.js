@@ -26,6 +26,12 @@ const duration = (ms) =>
       ? `${Math.round(ms)} ms`
       : `${number.format(ms / 1000)} s`
 
+/** @param {number} bits */
+const rate = (bits) =>
+  bits < 1e6 ? `${Math.round(bits / 1e3)} kbit/s` : `${number.format(bits / 1e6)} Mbit/s`
+
+/** @param {number} seconds */
+const seconds = (seconds) => plural(seconds, 'second', 'seconds')
 const day = new Intl.DateTimeFormat('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
 
 /** @param {string} text an ISO 8601 time; without its day if that is today */
@@ -47,6 +53,7 @@ export const strings = {
     try: 'Try',
     compare: 'Compare',
     chat: 'Chat',
+    live: 'Live',
     jobs: 'Jobs',
     status: 'Status',
   },
@@ -412,6 +419,89 @@ export const strings = {
     title: 'History',
     clear: 'Clear',
     failed: 'Failed',
+  },
+
+  live: {
+    title: 'Live video',
+    running: 'Live ●',
+    view: 'Live video with what the model found',
+    empty: 'Start the camera, or drop a video file here',
+    privacy:
+      'Frames go to this server only. Nothing is recorded unless you press Record, and that stays ' +
+      'in this browser.',
+    cameraLabel: 'Camera',
+    anyCamera: 'Default',
+    camera: (index) => `Camera ${index}`,
+    facing: { user: 'Front', environment: 'Back' },
+    size: 'Size',
+    chooseFile: 'Choose video file',
+    fileChosen: (name) => `${name}, in a loop`,
+    useCamera: 'Use the camera',
+    pipeline: 'Pipeline',
+    start: 'Start',
+    stop: 'Stop',
+    pause: 'Pause',
+    resume: 'Resume',
+    snapshot: 'Snapshot to Try',
+    snapshotName: 'snapshot.jpg',
+    record: 'Record',
+    stopRecording: 'Stop and save',
+    mirror: 'Mirror',
+    full: 'Full screen',
+    leaveFull: 'Leave full screen',
+    saveLog: 'Save results',
+    logName: 'raylens-live.jsonl',
+    opening: 'Opening the camera…',
+    connecting: 'Connecting…',
+    waiting: 'Waiting for the server…',
+    noResult: 'Press Start. Answers appear here as they come.',
+    waitingForResult: 'Waiting for the first answer…',
+    states: {
+      idle: 'Not started',
+      connecting: 'Connecting…',
+      webrtc: 'Live over WebRTC',
+      socket: 'Live over WebSocket',
+      paused: 'Paused',
+      waiting: 'Reconnecting…',
+      ended: 'Ended',
+    },
+    delay: 'Delay',
+    fps: 'Frames/s',
+    perSecond: 'Answers/s',
+    dropped: 'Dropped frames',
+    traffic: 'Sent, received',
+    bits: (up, down) => `${rate(up)}, ${rate(down)}`,
+    delays: (count, least, most) =>
+      `Delays of the last ${count} answers: ${duration(least)} to ${duration(most)}`,
+    events: 'Events',
+    event: ({ type, subject, duration_s: lasted, count }) =>
+      type === 'started'
+        ? `“${subject}” started${count === undefined ? '' : ` (${count})`}`
+        : `“${subject}” ended after ${duration(1000 * lasted)}`,
+    answers: 'Answers',
+    answer: (text, times) => (times > 1 ? `${text} (${times} times)` : text),
+    retryIn: (count) => `Trying again in ${seconds(count)}.`,
+    retryNow: 'Try now',
+    fallback: (reason) =>
+      `${reason} Pictures go over a WebSocket instead: one at a time, without events.`,
+    frameFailed: (detail) => `There was no answer about a frame. ${detail}`,
+    webRtcOff: 'This server has no WebRTC.',
+    noWebRtc: 'This browser has no WebRTC.',
+    noPath:
+      'WebRTC found no way to the server. If that happens in some networks only, the server needs ' +
+      'a TURN server (docs/turn.md).',
+    needsWebRtc: (name, reason) => `${reason} ${name} works over WebRTC only.`,
+    interrupted: 'The connection to the server broke off.',
+    restarts: 'The server is restarting.',
+    stopped: (reason) => `The server ended the session. ${reason}`,
+    idle: 'The server ended the session, since no picture came for minutes. Start again.',
+    cameraDenied:
+      'The browser may not use the camera. Allow it in the address bar, then press Start, or choose ' +
+      'a video file.',
+    cameraBusy: 'Another program uses the camera. Close it, then press Start.',
+    sourceEnded: 'The camera was turned off or unplugged. Press Start to use it again.',
+    fileUnplayable: (name) =>
+      `${name} can’t be played by this browser. Choose an MP4 or WebM file.`,
   },
 
   jobs: {

@@ -2,8 +2,8 @@
 
 Names, defaults and hints are those of Scope's plugin for Moondream, so that its frontend can render
 them without a change. A field without hints is not shown. Further hints are for a page that asks
-about single pictures: ``request`` is the field of a request's body in Moondream's dialect, and
-``features`` are those that have the setting.
+about single pictures: ``request`` is the field of a request's body in Moondream's dialect,
+``features`` are those that have the setting, and settings of one ``group`` are shown together.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Category = Literal["configuration", "input"]
 _TEXT = ("caption", "query")
 _PLACES = ("detect", "point")
+_LOOKED_FOR = ("query", "detect", "point")
+_EVENTS = "Events"
 
 
 class MoondreamFeature(StrEnum):
@@ -132,28 +134,28 @@ class MoondreamConfig(BaseModel):
         ge=1,
         le=256,
         description="Frames of a question or caption, one of each interval, as of a video.",
-        json_schema_extra=_ui(14, label="Frames"),
+        json_schema_extra=_ui(14, label="Frames", features=_TEXT),
     )
     event_enter: int = Field(
         2,
         ge=1,
         le=100,
         description="Results in a row that show the object, or say yes, until that has started.",
-        json_schema_extra=_ui(11, label="Results Until Start"),
+        json_schema_extra=_ui(11, label="Results Until Start", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
         description="Results in a row that don't, until that has ended.",
-        json_schema_extra=_ui(12, label="Results Until End"),
+        json_schema_extra=_ui(12, label="Results Until End", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
         description="Objects that a frame must have to show them.",
-        json_schema_extra=_ui(13, label="Objects Of An Event"),
+        json_schema_extra=_ui(13, label="Objects Of An Event", group=_EVENTS, features=_PLACES),
     )
 
     @property

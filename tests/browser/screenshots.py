@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from raylens.core.errors import ModelFailed
-from tests.browser.conftest import CHROMIUM
+from tests.browser.conftest import camera_arguments, launched
 from tests.browser.job_site import serving_jobs
-from tests.browser.site import ROOT, SCENE, Site, serving
+from tests.browser.live_page import open_tab, start, stop
+from tests.browser.site import ROOT, SCENE, LiveSite, Site, serving
 from tests.browser.test_chat import (
     CLIP,
     answers,
@@ -29,7 +30,7 @@ EXAMPLES = ROOT / "raylens" / "playground" / "examples"
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
 
 
-def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> None:
+def take(browser: Browser, site: LiveSite, folder: Path, width: int, theme: str) -> None:
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
         color_scheme=theme,  # type: ignore[arg-type]
@@ -73,6 +74,7 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
     page.get_by_text("Key", exact=True).click()
     shoot("menus")
     page.keyboard.press("Escape")
+    live_video(page, site, shoot)
     page.get_by_role("tab", name="Status").click()
     page.get_by_role("heading", name="Server", exact=True).wait_for()
     shoot("status")
@@ -82,6 +84,23 @@ def take(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> 
     context.close()
 
 
+def live_video(page: Page, site: LiveSite, shoot: Callable[[str], None]) -> None:
+    live = open_tab(page)
+    shoot("live_idle")
+    site.service.reset()
+    start(live)
+    live.get_by_role("list", name="Events").wait_for()
+    shoot("live")
+    live.get_by_role("radio", name="Caption").check()
+    live.get_by_text("More settings").click()
+    live.get_by_role("list", name="Answers").wait_for()
+    shoot("live_caption")
+    site.sessions.stop("this part of the server is about to stop")
+    live.get_by_role("alert").wait_for()
+    shoot("live_waiting")
+    stop(live)
+
+
 def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str) -> None:
     context = browser.new_context(
         viewport={"width": width, "height": WIDTHS[width]},
@@ -89,7 +108,7 @@ def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str
     )
     page = context.new_page()
     page.goto(f"{site.url}#jobs")
-    page.get_by_text("Live", exact=True).wait_for()
+    page.locator(".jobs").get_by_text("Live", exact=True).wait_for()
     jobs = page.locator(".jobs")
 
     def shoot(state: str, is_whole: bool = True) -> None:
@@ -181,14 +200,17 @@ def _ask(page: Page, task: str) -> None:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with serving() as site, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with (
+        TemporaryDirectory() as scratch,
+        serving() as site,
+        sync_playwright() as playwright,
+        launched(playwright, *camera_arguments(Path(scratch))) as browser,
+    ):
         for width in WIDTHS:
             for theme in ("light", "dark"):
                 take(browser, site, folder, width, theme)
                 with TemporaryDirectory() as queue, serving_jobs(Path(queue)) as job_site:
                     take_jobs(browser, job_site, folder, width, theme)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raylens.api.app import create_app
+from raylens.api.shared import Shared
 from raylens.core.config import AppConfig
+from raylens.core.draining import Draining
 from raylens.core.errors import ModelNotLoaded, RaylensError
 from raylens.core.ports import VisionService
 from raylens.core.recipe import Recipe
@@ -42,6 +44,7 @@ from raylens.core.types import (
     VisionRequest,
 )
 from testing.ports import free_port
+from tests.browser.live_sessions import LocalSessions
 from tests.browser.scripted_status import ScriptedStatus
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +196,17 @@ class Site:
     server: uvicorn.Server
 
 
+@dataclass(frozen=True)
+class LiveSite(Site):
+    """With live video."""
+
+    shared: Shared
+    sessions: LocalSessions
+    """Those over WebRTC."""
+    drains: threading.Event
+    """Set, it has the server drain."""
+
+
 def below(app: ASGIApp, root_path: str) -> ASGIApp:
     """Serve an application below a prefix, as Serve's proxy does."""
 
@@ -205,15 +219,22 @@ def below(app: ASGIApp, root_path: str) -> ASGIApp:
 
 
 @contextmanager
-def serving(root_path: str = "", **config: object) -> Iterator[Site]:
-    """Run a server in a thread, on a free port."""
+def serving(
+    root_path: str = "", *, port: int | None = None, has_webrtc: bool = True, **config: object
+) -> Iterator[LiveSite]:
+    """Run a server in a thread, by default on a free port."""
     service, status = ScriptedService(), ScriptedStatus()
     settings = AppConfig.model_validate({**CONFIG, **config})
-    app: ASGIApp = create_app(service, settings, status=status)
-    with running(below(app, root_path), free_port()) as server:
+    drains = threading.Event()
+    shared = Shared(settings, draining=Draining(drains.is_set))
+    sessions = LocalSessions(shared)
+    app: ASGIApp = create_app(
+        service, settings, webrtc=sessions if has_webrtc else None, status=status, shared=shared
+    )
+    with running(below(app, root_path), port or free_port()) as server:
         url = f"http://127.0.0.1:{server.config.port}{root_path}/"
         try:
-            yield Site(url, service, status, server)
+            yield LiveSite(url, service, status, server, shared, sessions, drains)
         finally:
             service.gate.set()
 

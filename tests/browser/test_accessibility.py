@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from raylens.core.errors import ModelFailed
 from tests.browser import axe
 from tests.browser.job_site import serving_jobs
+from tests.browser.live_page import answer, open_tab, press, start, stop
 from tests.browser.site import SCENE, Site
 from tests.browser.test_chat import CLIP, attach, attached, open_chat, say, wait_until_done
 from tests.browser.test_compare import open_tab as compare_tab
@@ -51,6 +52,12 @@ def test_nothing_sticks_out_of_the_window(page: Page, site: Site, width: int) ->
     assert popup is not None
     assert popup["x"] >= 0
     assert popup["x"] + popup["width"] <= width
+    live = open_tab(page)
+    live.get_by_text("More settings").click()
+    start(live)
+    expect(live.get_by_role("list", name="Events")).to_be_visible()
+    assert overflow() <= 0
+    stop(live)
     page.get_by_role("tab", name="Status").click()
     page.get_by_role("heading", name="Server", exact=True).wait_for()
     assert overflow() <= 0
@@ -221,4 +228,31 @@ def test_no_state_of_the_jobs_has_a_serious_violation(
             for view in ("Details", "JSON", "Webhooks"):
                 page.get_by_role("tab", name=view).click()
                 check(page, view)
+    assert {state: items for state, items in found.items() if items} == {}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_state_of_live_video_has_a_serious_violation(
+    page: Page, site: Site, theme: str, width: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    live = open_tab(page)
+    found = {"idle": axe.violations(page)}
+    start(live)
+    live.get_by_text("More settings").click()
+    expect(live.get_by_role("list", name="Events")).to_be_visible()
+    found["live"] = axe.violations(page)
+    press(live, "Mirror")
+    live.get_by_role("radio", name="Caption").check()
+    expect(live.get_by_role("list", name="Answers")).to_be_visible()
+    found["mirror"] = axe.violations(page)
+    site.service.error = ModelFailed("out of memory")
+    expect(live.get_by_role("alert")).to_be_visible()
+    press(live, "Pause")
+    found["failed"] = axe.violations(page)
+    stop(live)
+    expect(answer(live)).to_be_visible()
+    found["ended"] = axe.violations(page)
     assert {state: items for state, items in found.items() if items} == {}

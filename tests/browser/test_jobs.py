@@ -307,7 +307,7 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
     expect(page.get_by_text("The upload goes on by itself")).to_be_visible()
     with serving_jobs(tmp_path / "queue", port) as again:
         states(page, succeeded=20)
-        expect(page.get_by_text("Live", exact=True)).to_be_visible()
+        expect(page.locator(".jobs").get_by_text("Live", exact=True)).to_be_visible()
         listed = page.request.get(f"{again.url}api/v1/jobs").json()["jobs"]
         assert len(listed) == 20
         assert {job["status"] for job in listed} == {"succeeded"}
@@ -432,7 +432,7 @@ def test_a_missing_key_is_asked_for_and_shows_its_own_jobs_only(
             jobs.get_by_role("button", name="Enter key").click()
             page.get_by_label("API key").fill("rl-ann")
             page.get_by_label("API key").press("Enter")
-            expect(page.get_by_text("Live", exact=True)).to_be_visible()
+            expect(page.locator(".jobs").get_by_text("Live", exact=True)).to_be_visible()
             submit_all(page, write(tmp_path, "one.png"))
             states(page, succeeded=1)
             page.get_by_text("Key set").click()

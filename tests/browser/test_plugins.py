@@ -1,4 +1,4 @@
-"""A setting of an installed plugin appears in "Try", with no change of the page."""
+"""Settings of an installed plugin appear in "Try" and "Live", with no change of the page."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, expect
+from PIL import Image
+from playwright.sync_api import Browser, Locator, expect
 
 from raylens.core.types import Location, Query
 from raylens.realtime.plugins import load_registry
 from tests.browser.conftest import opened
-from tests.browser.site import serving
+from tests.browser.live_page import frame_of, start, wait_until
+from tests.browser.site import SCENE, serving
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
 
-PLUGIN = """
+FOCUS = """
 from typing import ClassVar
 
 import pluggy
@@ -52,21 +55,63 @@ class Plugin:
 
 plugin = Plugin()
 """
+TINT = """
+from typing import ClassVar
+import pluggy
+from pydantic import BaseModel, Field
+
+
+class TintConfig(BaseModel):
+    pipeline_id: ClassVar[str] = "tint"
+    pipeline_name: ClassVar[str] = "Tint"
+    pipeline_description: ClassVar[str] = "Tints frames."
+    strength: float = Field(0.0, ge=0, le=1, json_schema_extra={"ui": {}})
+    depth: int = Field(1, ge=1, le=2, json_schema_extra={"ui": {"is_load_param": True}})
+
+
+class TintPipeline:
+    get_config_class = classmethod(lambda cls: TintConfig)
+
+    def __init__(self, **_):
+        pass
+
+    def __call__(self, video, strength, **_):
+        output = video[0].float() / 255
+        output[..., 0] += strength * (1 - output[..., 0])
+        return {"video": output}
+
+
+class Plugin:
+    @pluggy.HookimplMarker("scope")
+    def register_pipelines(self, register):
+        register(TintPipeline)
+
+
+plugin = Plugin()
+"""
+PLUGINS = {"focus": FOCUS, "tint": TINT}
+
+
+def install(folder: Path, name: str, source: str) -> None:
+    """Write a plugin: a module, and what a wheel's installation says about it."""
+    (folder / f"scope_{name}.py").write_text(source)
+    about = folder / f"scope_{name}-0.1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: scope-{name}\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text(f"[scope]\n{name} = scope_{name}:plugin\n")
 
 
 @pytest.fixture
 def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install the plugin: a module, and what a wheel's installation says about it."""
-    (tmp_path / "scope_focus.py").write_text(PLUGIN)
-    about = tmp_path / "scope_focus-0.1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: scope-focus\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text("[scope]\nfocus = scope_focus:plugin\n")
+    """Install the plugins."""
+    for name, source in PLUGINS.items():
+        install(tmp_path, name, source)
     monkeypatch.syspath_prepend(tmp_path)
     load_registry.cache_clear()
     yield
     load_registry.cache_clear()
-    sys.modules.pop("scope_focus", None)
+    for name in PLUGINS:
+        sys.modules.pop(f"scope_{name}", None)
 
 
 @pytest.mark.usefixtures("_installed")
@@ -87,3 +132,22 @@ def test_a_setting_of_a_plugin_is_sent_with_the_request(browser: Browser) -> Non
         task = site.service.requests[-1].task
         assert isinstance(task, Query)
         assert task.spatial_refs == (Location(0.25, 0.5),)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_the_pipeline_of_a_plugin_runs_on_live_video(live: Locator) -> None:
+    live.get_by_label("Pipeline").select_option("Tint")
+    expect(live.get_by_text("Tints frames.")).to_be_visible()
+    live.get_by_text("More settings").click()
+    expect(live.get_by_label("Depth", exact=True)).to_be_visible()
+    start(live)
+    expect(live.get_by_label("Depth", exact=True)).to_have_count(0)  # of the start only
+    scene = np.asarray(Image.open(SCENE).convert("RGB"))
+
+    def redness() -> float:
+        return float(frame_of(live)[..., 0].mean())
+
+    wait_until(lambda: abs(redness() - scene[..., 0].mean()) < 15)
+    live.get_by_label("Strength, value").fill("1")
+    live.get_by_label("Strength, value").blur()
+    wait_until(lambda: redness() > 235)

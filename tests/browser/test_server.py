@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
+from tests.browser.live_page import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.site import CAPTION, ROOT, find_red
 from tests.browser.test_chat import CLIP, answers, attach, attached, open_chat, say
 from tests.browser.test_compare import run_both, side
@@ -154,3 +158,52 @@ def test_the_models_and_their_figures_are_shown(page: Page) -> None:
     requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
     expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
     expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
+
+
+def saved_results(page: Page, live: Locator) -> list[dict[str, Any]]:
+    download = saved(page, live.get_by_role("button", name="Save results").click)
+    lines = [json.loads(line) for line in Path(download.path()).read_text().splitlines()]
+    return [line for line in lines if line["type"] == "result"]
+
+
+def ask_live(live: Locator) -> None:
+    """Look for the circle, then ask about the square; the camera shows the scene."""
+    live.get_by_label("Detect Object").fill("red circle")
+    expect(answer(live)).to_have_text("1 match for “red circle”.", timeout=60_000)
+    live.get_by_role("radio", name="Ask").check()
+    live.get_by_label("Question").fill("What color is the square?")
+    expect(answer(live)).to_have_text("blue", timeout=60_000)
+
+
+def test_live_video_gets_right_words_and_boxes(page: Page, server: str) -> None:
+    live = open_tab(page)
+    with page.expect_response("**/api/v1/webrtc/offer") as offered:
+        start(live, WEBRTC)
+    session = f"{server}api/v1/webrtc/offer/{offered.value.json()['sessionId']}"
+    assert httpx.get(session).json()["status"] == "connected"
+    ask_live(live)
+    expect(live.get_by_role("list", name="Events")).to_contain_text("“red circle” started (1)")
+    boxes = [box for result in saved_results(page, live) for box in result.get("objects", ())]
+    red = find_red()
+    for name in ("x_min", "y_min", "x_max", "y_max"):
+        assert boxes[-1][name] == pytest.approx(getattr(red, name), abs=MARGIN)
+    stop(live)
+    expect(live.locator(".state")).to_have_text("Ended")
+    with httpx.Client() as http:
+        for _ in range(100):
+            if http.get(session).json()["status"] == "ended":
+                break
+        assert http.get(session).json()["reason"] == "the client has ended it"
+
+
+def test_live_video_over_a_websocket_gets_the_same(page: Page) -> None:
+    page.route("**/ice-servers", lambda route: route.fulfill(status=404, json={"detail": "off"}))
+    live = open_tab(page)
+    start(live, SOCKET)
+    live.get_by_label("Detect Object").fill("red circle")
+    mark = live.get_by_role("button", name="red circle 1:")
+    mark.wait_for()
+    red = find_red()
+    expected = (red.x_min, red.y_min, red.x_max, red.y_max)
+    assert bounds(mark, live.locator(".frame")) == pytest.approx(expected, abs=MARGIN)
+    ask_live(live)

@@ -106,6 +106,7 @@ class Peer:
         self._open_channels = 0
         self._status = Status.NEW
         self._reason = ""
+        self._retry_after: float | None = None
         self._connected_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._negotiation = asyncio.Lock()
@@ -186,8 +187,13 @@ class Peer:
             raise Conflict(f"session {self.id} has no connection", "candidates")
         await self._candidates.add(entries)
 
-    async def close(self, reason: str) -> None:
-        """End the session, and tell the client why. It may be called at any time."""
+    async def close(self, reason: str, retry_after: float | None = None) -> None:
+        """End the session, and tell the client why. It may be called at any time.
+
+        ``retry_after`` is the number of seconds after which another session may be opened, if the
+        server closes this one for a reason of its own.
+        """
+        self._retry_after = retry_after
         self._end(reason)
         await self._ended.wait()
 
@@ -213,7 +219,10 @@ class Peer:
             self._ended.set()
 
     async def _say_farewell(self) -> None:
-        self._channels.send_everywhere({"type": "stream_stopped", "error_message": self._reason})
+        farewell: dict[str, Any] = {"type": "stream_stopped", "error_message": self._reason}
+        if self._retry_after is not None:
+            farewell["retry_after"] = self._retry_after
+        self._channels.send_everywhere(farewell)
         deadline = time.monotonic() + FAREWELL_TIMEOUT_S
         while not self._are_messages_sent() and time.monotonic() < deadline:
             await asyncio.sleep(0.005)

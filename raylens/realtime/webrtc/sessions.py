@@ -17,6 +17,8 @@ from raylens.realtime.webrtc.peer import Environment, Peer, PeerState
 
 REMEMBERED = 256
 """Ended sessions whose reasons are still known."""
+RETRY_S = 1.0
+"""Until another replica may take the sessions of one that stops."""
 
 
 class Sessions:
@@ -102,11 +104,12 @@ class Sessions:
     async def close_all(self, reason: str) -> None:
         """End every session, and open no more."""
         self._closing_because = reason
-        await asyncio.gather(*(peer.close(reason) for peer in list(self._peers.values())))
+        peers = list(self._peers.values())
+        await asyncio.gather(*(peer.close(reason, RETRY_S) for peer in peers))
 
     def _check_limits(self, client: str) -> None:
         if self._closing_because:
-            raise Overloaded(f"no new sessions: {self._closing_because}", None, None, None, 1.0)
+            raise Overloaded(f"no new sessions: {self._closing_because}", None, None, None, RETRY_S)
         own = sum(peer.client == client for peer in self._peers.values())
         limit = self._config.max_sessions_per_client
         if own >= limit:

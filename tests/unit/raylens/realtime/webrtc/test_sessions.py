@@ -126,7 +126,11 @@ async def test_draining_tells_every_client_and_opens_no_more(clients: list[Clien
     for client in clients:
         await client.wait_received("parameters")
         (event,) = client.received("parameters")
-        assert event == {"type": "stream_stopped", "error_message": "the server is updated"}
+        assert event == {
+            "type": "stream_stopped",
+            "error_message": "the server is updated",
+            "retry_after": 1.0,
+        }
     assert sessions.states == []
     with pytest.raises(Overloaded, match="no new sessions: the server is updated"):
         await open_session(sessions, clients)

@@ -1,0 +1,287 @@
+// A session of live video: it opens its connection, opens another one if that breaks off, and keeps
+// what has come.
+
+import { asShown, Lost, mayRetry, sleep } from './live_connection.js'
+import { SocketConnection } from './live_socket.js'
+import { SourceError } from './live_source.js'
+import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
+import { strings } from './strings.js'
+
+const MAX_ANSWERS = 50
+const MAX_EVENTS = 200
+const MAX_DELAYS = 60
+/** Messages that can be saved. */
+const MAX_LOG = 20_000
+const RATE_MS = 5000
+const MEASURE_MS = 1000
+const BACKOFF_S = [1, 2, 4, 8, 15]
+/** A connection that lasts for so long counts as one that works. */
+const STEADY_MS = 10_000
+
+/**
+ * @typedef {object} Start
+ * @property {() => Promise<import('./live_source.js').Source>} openSource
+ * @property {any} pipeline as the server describes it
+ * @property {import('./form.js').Field[]} fields
+ * @property {Record<string, any>} values settings that were changed
+ */
+
+/** The state is that of its fields, which change in place. */
+export class LiveSession {
+  /** @type {'connecting' | 'live' | 'waiting' | 'ended'} */
+  state = 'connecting'
+  isPaused = false
+  /** @type {import('./live_connection.js').Connection['kind'] | null} */
+  kind = null
+  /** Why it goes over a WebSocket. */
+  fallback = ''
+  /** @type {Error | null} why it has ended, or waits */
+  error = null
+  /** When it tries again, as of Date.now(). */
+  retryAt = 0
+  /** @type {any} an error about a frame, until the next result, or about a setting */
+  problem = null
+  /** @type {MediaStream | null} */
+  local = null
+  /** @type {MediaStream | null} */
+  annotated = null
+  partial = ''
+  /** @type {any} */
+  result = null
+  /** @type {{at: Date, text: string, times: number}[]} the newest first */
+  answers = []
+  /** @type {{at: Date, event: any}[]} the newest first */
+  events = []
+  /** @type {number[]} milliseconds from a frame to its result */
+  delays = []
+  figures = {
+    fps: null,
+    perSecond: null,
+    delayMs: null,
+    dropped: null,
+    bitsUp: null,
+    bitsDown: null,
+  }
+  /** @type {any[]} what has come, to be saved */
+  log = []
+  #start
+  #onChange
+  #abort = new AbortController()
+  #wake = new AbortController()
+  #source = null
+  #connection = null
+  #values
+  #lacksWebRtc = false
+  #resultTimes = []
+  #roundTripMs = 0
+
+  /**
+   * @param {Start} start
+   * @param {() => void} onChange
+   */
+  constructor(start, onChange) {
+    this.#start = start
+    this.#values = start.values
+    this.#onChange = onChange
+    this.#run()
+  }
+
+  get isOpen() {
+    return this.state !== 'ended'
+  }
+
+  /** Change settings. @param {Record<string, any>} values those that are new */
+  change(values) {
+    this.#values = { ...this.#values, ...values }
+    this.problem = null
+    this.#connection?.change(values)
+  }
+
+  /** @param {boolean} isPaused */
+  pause(isPaused) {
+    this.isPaused = isPaused
+    this.#connection?.pause(isPaused)
+    this.#onChange()
+  }
+
+  /** End the wait for another attempt. */
+  retryNow() {
+    this.#wake.abort()
+  }
+
+  /** End it. Also while the page is left. */
+  stop() {
+    this.#finish(null)
+  }
+
+  async #run() {
+    const { signal } = this.#abort
+    try {
+      await this.#openSource()
+      for (let attempt = 0; !signal.aborted; attempt += 1) {
+        const openedAt = performance.now()
+        const lost = await this.#connect()
+        if (signal.aborted) return
+        if (performance.now() - openedAt > STEADY_MS) attempt = 0
+        if (!mayRetry(lost)) throw lost
+        await this.#waitToRetry(lost, attempt)
+      }
+    } catch (error) {
+      if (!signal.aborted) this.#finish(asShown(error))
+    }
+  }
+
+  async #openSource() {
+    const source = await this.#start.openSource()
+    if (this.#abort.signal.aborted) return source.stop()
+    this.#source = source
+    this.local = source.stream
+    for (const track of this.local.getVideoTracks())
+      track.onended = () => this.#finish(new SourceError(strings.live.sourceEnded))
+    this.#onChange()
+    return undefined
+  }
+
+  /** Connect, and return why the connection has ended, or why there is none. */
+  async #connect() {
+    this.state = 'connecting'
+    this.#onChange()
+    try {
+      const connection = await this.#open()
+      if (this.#abort.signal.aborted) return null
+      this.state = 'live'
+      this.kind = connection.kind
+      this.annotated = connection.video
+      this.error = null
+      this.problem = null
+      this.#measure(connection)
+      this.#onChange()
+      return await connection.ended
+    } catch (error) {
+      return error
+    } finally {
+      this.#connection?.close()
+      this.#connection = null
+      this.annotated = null
+      this.partial = ''
+    }
+  }
+
+  /** Return a connection over WebRTC, or else over a WebSocket. */
+  async #open() {
+    if (!this.#lacksWebRtc) {
+      try {
+        const connection = await this.#use(WebRtcConnection)
+        this.fallback = ''
+        return connection
+      } catch (error) {
+        if (!(error instanceof WebRtcUnavailable) || this.#abort.signal.aborted) throw error
+        this.#lacksWebRtc = error.isLasting
+        this.fallback = error.message
+        this.#connection.close()
+      }
+    }
+    if (!this.#start.fields.some(({ hints }) => hints.request))
+      throw new Lost(strings.live.needsWebRtc(this.#start.pipeline.name, this.fallback))
+    return this.#use(SocketConnection)
+  }
+
+  async #use(Connection) {
+    this.#connection = new Connection({
+      stream: this.local,
+      pipelineId: this.#start.pipeline.id,
+      fields: this.#start.fields,
+      values: this.#values,
+      isPaused: this.isPaused,
+      onMessage: (message) => this.#take(message),
+    })
+    await this.#connection.open()
+    return this.#connection
+  }
+
+  async #waitToRetry(lost, attempt) {
+    const seconds = Math.max(
+      lost.retryAfter ?? 0,
+      BACKOFF_S[Math.min(attempt, BACKOFF_S.length - 1)],
+    )
+    this.state = 'waiting'
+    this.error = lost
+    this.retryAt = Date.now() + 1000 * seconds
+    this.#wake = new AbortController()
+    this.#onChange()
+    await sleep(1000 * seconds, this.#wake.signal)
+  }
+
+  /** @param {Error | null} error null if the user ends it */
+  #finish(error) {
+    if (this.#abort.signal.aborted) return
+    this.#abort.abort()
+    this.#wake.abort()
+    this.#connection?.close()
+    this.#source?.stop()
+    this.state = 'ended'
+    this.local = null
+    this.error = error
+    this.partial = ''
+    this.#onChange()
+  }
+
+  #take(message) {
+    if (message.type === 'partial') this.partial = message.text
+    else this.#keep(message)
+    if (message.type === 'result') this.#takeResult(message)
+    if (message.type === 'error') this.problem = message
+    if (message.type === 'event')
+      this.events = [{ at: new Date(), event: message.event }, ...this.events].slice(0, MAX_EVENTS)
+    this.#onChange()
+  }
+
+  #keep(message) {
+    this.log.push({ at: new Date().toISOString(), ...message })
+    if (this.log.length > MAX_LOG) this.log.splice(0, MAX_LOG / 10)
+  }
+
+  #takeResult(result) {
+    this.result = result
+    this.partial = ''
+    if (this.problem?.frame_id !== undefined) this.problem = null
+    const now = performance.now()
+    const delayMs = result.timings.age_ms + this.#roundTripMs
+    this.delays = [...this.delays, delayMs].slice(-MAX_DELAYS)
+    this.#resultTimes = [...this.#resultTimes, now].filter((time) => now - time <= RATE_MS)
+    const { dropped } = result.frames
+    Object.assign(this.figures, { delayMs, dropped, perSecond: perSecond(this.#resultTimes) })
+    if (result.text === undefined) return
+    const { text } = result
+    const [last] = this.answers
+    if (last?.text === text) last.times += 1
+    else this.answers = [{ at: new Date(), text, times: 1 }, ...this.answers].slice(0, MAX_ANSWERS)
+  }
+
+  /** Measure what passes through a connection, as long as it is the current one. */
+  async #measure(connection) {
+    const { signal } = this.#abort
+    let last = null
+    while (!signal.aborted && this.#connection === connection) {
+      const at = performance.now()
+      const traffic = await connection.measure().catch(() => null)
+      if (traffic && last) {
+        const rate = (name) => (8000 * (traffic[name] - last[name])) / (at - last.at)
+        this.#roundTripMs = traffic.roundTripMs
+        const sent = (1000 * (traffic.frames - last.frames)) / (at - last.at)
+        const fps = this.result?.video_metadata?.measured_fps ?? sent
+        const [bitsUp, bitsDown] = [rate('bytesUp'), rate('bytesDown')]
+        Object.assign(this.figures, { fps, bitsUp, bitsDown })
+        this.#onChange()
+      }
+      last = traffic && { ...traffic, at }
+      await sleep(MEASURE_MS, signal)
+    }
+  }
+}
+
+/** Return results a second, of their times in milliseconds. */
+function perSecond(times) {
+  if (times.length < 2) return null
+  return (1000 * (times.length - 1)) / (times[times.length - 1] - times[0])
+}
