@@ -75,7 +75,7 @@ class ServeStatusSource(StatusSource):
         try:
             return await call_shared_state(method, *arguments, timeout_s=TIMEOUT_S)
         except (TimeoutError, ValueError, RayError) as error:
-            logger.warning("the history of the metrics can't be read: %r", error)
+            logger.warning("the shared state doesn't answer %s: %r", method, error)
             return None
 
 

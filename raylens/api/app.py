@@ -152,7 +152,7 @@ def create_app(
     if jobs is not None and shared.feed is not None:
         reader = JobReader(context, look_up)
         own_jobs = OwnJobs(jobs)
-        app.include_router(job_routes.router(reader, own_jobs, shared.feed))
+        app.include_router(job_routes.router(reader, own_jobs, shared.feed, shared.authorize))
         app.include_router(caption_jobs.router(reader, own_jobs))
         app.include_router(files.router(own_jobs, config.jobs))
         app.include_router(batches.router(own_jobs, config))

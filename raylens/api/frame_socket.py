@@ -279,7 +279,7 @@ class FrameSession:
 
         Raises ``Unauthorized`` and ``PermissionDenied`` if the client may not ask any more.
         """
-        web_sockets.authorize(self._socket, self._shared)
+        self._shared.authorize(self._socket.scope)
         record = new_record(self._socket.scope, "WS")
         record.route = PATH
         with recording(record, self._metrics):

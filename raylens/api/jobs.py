@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from raylens.api import sse
 from raylens.api.answers import EVENTS, answers
@@ -24,7 +26,7 @@ from raylens.api.job_json import (
 )
 from raylens.api.job_request import JobReader, JobRequest
 from raylens.api.own_jobs import owner_of_request
-from raylens.core.errors import InvalidRequest, UnknownJob
+from raylens.core.errors import InvalidRequest, PermissionDenied, Unauthorized, UnknownJob
 from raylens.jobs.changed_jobs import ChangedJobs
 from raylens.jobs.feed import JobFeed
 from raylens.jobs.job import Job, JobState, unknown_job
@@ -61,8 +63,10 @@ def _list_of(names: Iterable[str]) -> Any:
     return _like(f"({'|'.join(names)}|,)*")
 
 
-def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
-    """Return the dialect's routes."""
+def router(
+    reader: JobReader, jobs: JobService, feed: JobFeed, authorize: Callable[[Scope], None]
+) -> APIRouter:
+    """Return the dialect's routes. ``authorize`` raises if a client may not go on."""
     routes = APIRouter(prefix=PATH, tags=["Jobs"])
 
     @routes.post("", status_code=202, summary="Submit a job", **answers(shapes.Job, status=202))
@@ -77,11 +81,13 @@ def router(reader: JobReader, jobs: JobService, feed: JobFeed) -> APIRouter:
         **answers(None, EVENTS),
     )
     async def all_events(
+        http: Request,
         fields: Annotated[str, _list_of(FIELDS)] = "",
         last_event_id: Annotated[str, Header()] = "",
     ) -> Any:
         shown = parse_fields(fields)
-        return await sse.stream(_all_events(feed, shown, last_event_id))
+        check_key = partial(authorize, http.scope)
+        return await sse.stream(_all_events(feed, shown, last_event_id, check_key))
 
     @routes.get(
         "/{job_id}/events",
@@ -250,17 +256,19 @@ async def _events(feed: JobFeed, job_id: str, last_event_id: str) -> AsyncGenera
 
 
 async def _all_events(
-    feed: JobFeed, shown: frozenset[str], last_event_id: str
+    feed: JobFeed, shown: frozenset[str], last_event_id: str, check_key: Callable[[], None]
 ) -> AsyncGenerator[str, None]:
     """Yield ``job`` for each job that has changed, ``removed`` for each that is gone, and ``reset``
-    if any may have changed.
+    if any may have changed. The stream ends if the client's key is taken away.
 
     The id of an event is the cursor of the changes with which a client that reconnects goes on.
     """
     batches = feed.watch_all(last_event_id, owner_of_request(), find_bulky(shown), KEEPALIVE_S)
-    async with aclosing(batches):
-        async for changed in batches:
-            yield _changed_events(changed, shown) or ": keepalive\n\n"
+    with suppress(Unauthorized, PermissionDenied):
+        async with aclosing(batches):
+            async for changed in batches:
+                check_key()
+                yield _changed_events(changed, shown) or ": keepalive\n\n"
     yield sse.handover()
 
 

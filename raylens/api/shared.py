@@ -7,11 +7,13 @@ requests that have begun end in the old one: what they hold still counts.
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.types import Scope
 
 from raylens.api.context import Context
 from raylens.api.request_body import MAX_UPLOADS, MAX_UPLOADS_PER_CLIENT, UnfinishedBodies
-from raylens.core.config import AppConfig
+from raylens.core.config import AppConfig, AuthConfig
 from raylens.core.draining import Draining
+from raylens.core.errors import Unauthorized
 from raylens.core.fairness import FairPlaces
 from raylens.core.leases import Leases
 from raylens.jobs.feed import JobFeed
@@ -72,3 +74,15 @@ class Shared:
         if config.fetch != self.config.fetch:
             self.fetcher = Fetcher(config.fetch, self._look_up)
         self.config = config
+
+    def authorize(self, scope: Scope) -> None:
+        """Read a client's key again: keys change while a session or a stream lasts.
+
+        Raises ``Unauthorized`` and ``PermissionDenied``.
+        """
+        if not isinstance(self.config.auth, AuthConfig):
+            return
+        read_key = scope.get("state", {}).get("authorize")
+        if read_key is None:
+            raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
+        read_key()

@@ -102,12 +102,12 @@ def _local_address(http: Request, dashboard: str | None) -> str | None:
     nodes may mean nothing to a browser.
     """
     url = f"http://{dashboard}"
-    hosts = (http.client.host if http.client else None, http.url.hostname, urlsplit(url).hostname)
-    return url if all(map(_is_loopback, hosts)) else None
-
-
-def _is_loopback(host: str | None) -> bool:
     try:
-        return host == "localhost" or ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+        hosts = (http.client and http.client.host, http.url.hostname, urlsplit(url).hostname)
+        return url if all(host and _is_loopback(host) for host in hosts) else None
+    except ValueError:  # one is no address, or the request's host is malformed
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ip_address(host).is_loopback

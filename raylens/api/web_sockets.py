@@ -20,8 +20,7 @@ from raylens.api.draining import DRAINS, SERVICE_RESTART
 from raylens.api.session_requests import KEY_CHECK_S
 from raylens.api.shared import Shared
 from raylens.core.concurrency import until_first
-from raylens.core.config import AuthConfig
-from raylens.core.errors import Overloaded, RaylensError, RequestTimeout, Unauthorized
+from raylens.core.errors import Overloaded, RaylensError, RequestTimeout
 from raylens.core.fairness import current_client
 from raylens.realtime.messages import INTERNAL_ERROR, error_message
 
@@ -89,24 +88,11 @@ async def run_session(
         await fail(socket, INTERNAL_ERROR)
 
 
-def authorize(socket: WebSocket, shared: Shared) -> None:
-    """Read the client's key again: keys change during a session.
-
-    Raises ``Unauthorized`` and ``PermissionDenied``.
-    """
-    if not isinstance(shared.config.auth, AuthConfig):
-        return
-    read_key = socket.scope.get("state", {}).get("authorize")
-    if read_key is None:
-        raise Unauthorized("Authorization: this server asks for a key now", "Authorization")
-    read_key()
-
-
 async def watch_key(socket: WebSocket, shared: Shared) -> None:
-    """Raise as :func:`authorize` does, soon after the client's key was taken away."""
+    """Raise as :meth:`Shared.authorize` does, soon after the client's key was taken away."""
     while True:
         await asyncio.sleep(KEY_CHECK_S)
-        authorize(socket, shared)
+        shared.authorize(socket.scope)
 
 
 async def refuse(error: RaylensError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,8 @@ import { TabPanel } from './controls.js'
 import { Header } from './header.js'
 import { JobsTab } from './jobs_tab.js'
 import { LiveTab } from './live_tab.js'
+import { patiently } from './patience.js'
+import { usePolling } from './polling.js'
 import { ask } from './server.js'
 import { StatusTab } from './status_tab.js'
 import { strings } from './strings.js'
@@ -120,35 +122,15 @@ function useVisited(tab) {
   return visited.current
 }
 
-/** The state of the server and of its models, asked for while the page is visible. */
+/** The state of the server and of its models. */
 function useHealth() {
-  const [known, setKnown] = useState({ state: 'unknown', health: null })
-  useEffect(() => {
-    let timer = 0
-    const poll = async () => {
-      clearTimeout(timer)
-      try {
-        const health = await ask('health')
-        setKnown({ state: health.status, health })
-      } catch {
-        setKnown((old) => ({ ...old, state: 'away' }))
-      }
-      if (!document.hidden) timer = setTimeout(poll, POLL_MS)
-    }
-    const onVisible = () => document.hidden || poll()
-    document.addEventListener('visibilitychange', onVisible)
-    poll()
-    return () => {
-      clearTimeout(timer)
-      document.removeEventListener('visibilitychange', onVisible)
-    }
-  }, [])
-  return known
+  const { answer: health, error } = usePolling('health', POLL_MS)
+  return { state: error ? 'away' : (health?.status ?? 'unknown'), health }
 }
 
 /**
- * What the server tells about its limits and settings. Asked again with another key, or once it is
- * back.
+ * What the server tells about its limits and settings. Asked again until it does, with another key,
+ * and once it is back.
  */
 function useServer(keyVersion, state) {
   const [known, setKnown] = useState({ server: null, schemas: null, serverError: null })
@@ -157,12 +139,17 @@ function useServer(keyVersion, state) {
     if (isAway) return undefined
     const abort = new AbortController()
     const { signal } = abort
-    Promise.all([ask('api/v1/playground', { signal }), ask('api/v1/pipelines/schemas', { signal })])
-      .then(([server, schemas]) => setKnown({ server, schemas, serverError: null }))
-      .catch(
-        (error) =>
-          error.name === 'AbortError' || setKnown((old) => ({ ...old, serverError: error })),
-      )
+    const note = (error) => {
+      if (!signal.aborted) setKnown((old) => ({ ...old, serverError: error }))
+      throw error
+    }
+    const asked = ['api/v1/playground', 'api/v1/pipelines/schemas'].map((path) =>
+      patiently(() => ask(path, { signal }).catch(note), signal),
+    )
+    Promise.all(asked).then(
+      ([server, schemas]) => setKnown({ server, schemas, serverError: null }),
+      () => {}, // it is noted
+    )
     return () => abort.abort()
   }, [keyVersion, isAway])
   return known

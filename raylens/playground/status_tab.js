@@ -1,16 +1,17 @@
 // The tab "Status": models, replicas, and the figures of the last minutes.
 
-import { html, useEffect, useState } from './vendor/htm-preact.js'
+import { html } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { Figures, JOB_FIGURES, MODEL_FIGURES, SERVER_FIGURES } from './figures.js'
-import { ask, root } from './server.js'
+import { usePolling } from './polling.js'
+import { root } from './server.js'
 import { strings } from './strings.js'
 
 const POLL_MS = 5000
 
 /** @param {{keyVersion: number, onKeyWanted: () => void}} props */
 export function StatusTab({ keyVersion, onKeyWanted }) {
-  const { status, error, time } = useStatus(keyVersion)
+  const { answer: status, error, time } = usePolling('api/v1/status', POLL_MS, keyVersion)
   const { status: texts } = strings
   return html`
     <div class="status">
@@ -42,40 +43,6 @@ export function StatusTab({ keyVersion, onKeyWanted }) {
       ${status && html`<${Content} status=${status} />`}
     </div>
   `
-}
-
-/** The newest answer, asked for again and again while the page is visible. */
-function useStatus(keyVersion) {
-  const [known, setKnown] = useState({ status: null, error: null, time: null })
-  useEffect(() => {
-    let timer = 0
-    let abort = new AbortController()
-    const stop = () => {
-      clearTimeout(timer)
-      abort.abort()
-    }
-    const poll = async () => {
-      stop()
-      abort = new AbortController()
-      const { signal } = abort
-      try {
-        const status = await ask('api/v1/status', { signal })
-        setKnown({ status, error: null, time: new Date() })
-      } catch (error) {
-        if (error.name === 'AbortError') return
-        setKnown((old) => ({ ...old, error }))
-      }
-      if (!document.hidden) timer = setTimeout(poll, POLL_MS)
-    }
-    const onVisible = () => (document.hidden ? stop() : poll())
-    document.addEventListener('visibilitychange', onVisible)
-    poll()
-    return () => {
-      stop()
-      document.removeEventListener('visibilitychange', onVisible)
-    }
-  }, [keyVersion])
-  return known
 }
 
 function Content({ status }) {
@@ -111,8 +78,8 @@ function Content({ status }) {
     ${
       history?.jobs.queued.some((value) => value !== null) &&
       html`
-        <section class="card" aria-labelledby="jobs-title">
-          <h2 id="jobs-title">${texts.jobs}</h2>
+        <section class="card" aria-labelledby="status-jobs-title">
+          <h2 id="status-jobs-title">${texts.jobs}</h2>
           <${Figures}
             figures=${JOB_FIGURES}
             names=${texts.jobFigures}

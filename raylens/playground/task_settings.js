@@ -41,6 +41,13 @@ export function useTaskSettings({ server, schemas, health }) {
     prompt: promptOf(fields),
     values,
     setValues,
+    /** Those of a run, for whoever asks about the same again. */
+    current: { task, model: chosen, values },
+    restore: (past) => {
+      setTask(past.task)
+      setModel(past.model)
+      setValues(past.values)
+    },
   }
 }
 
@@ -95,8 +102,12 @@ export function abilitiesOf(health, model) {
  * @param {import('./pictures.js').Picture | null} picture
  */
 export function isBeyondPocket(health, model, picture) {
-  const isPocket = /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
-  return isPocket && picture !== null && picture.example !== 'scene.png'
+  return isPocket(health, model) && picture !== null && picture.example !== 'scene.png'
+}
+
+/** Whether a model knows drawn shapes only. @param {any} health @param {string} model */
+export function isPocket(health, model) {
+  return /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
 }
 
 /**

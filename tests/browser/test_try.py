@@ -403,6 +403,7 @@ def test_an_earlier_answer_can_be_shown_again(page: Page) -> None:
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     wait_for_picture(page, "scene.png")
     expect(page.locator(".mark")).to_have_count(0)
+    expect(page.get_by_role("radio", name="Caption")).to_be_checked()
     page.get_by_role("button", name="Clear").click()
     expect(past).to_have_count(0)
 
@@ -513,6 +514,35 @@ def test_a_server_that_has_stopped_gets_a_sentence(browser: Browser) -> None:
         "The server does not answer. Check that it runs"
     )
     next(pages, None)
+
+
+@pytest.mark.parametrize("path", ["api/v1/playground", "api/v1/pipelines/schemas"])
+def test_settings_that_an_overloaded_server_refuses_are_asked_for_again(
+    page: Page, path: str
+) -> None:
+    page.route(f"**/{path}", lambda route: route.fulfill(status=503), times=1)
+    with page.expect_response(lambda response: response.status == 503):
+        page.reload()
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    expect(page.locator("#model option")).not_to_have_count(0)
+    page.get_by_text("More settings").click()
+    expect(page.get_by_label("Temperature", exact=True)).to_be_visible()
+    run(page)
+    expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
+
+
+def test_a_server_that_hangs_counts_as_away_until_it_answers(page: Page) -> None:
+    page.clock.install()
+    state = page.get_by_role("banner").get_by_role("status")
+    page.route("**/health", lambda route: None, times=1)
+    with page.expect_request("**/health"):
+        page.reload()
+    expect(state).to_have_text("Connecting…")
+    page.clock.fast_forward(20_000)
+    expect(state).to_have_text("Server away")
+    page.clock.fast_forward(10_000)
+    expect(state).to_have_text("Ready")
 
 
 def test_a_missing_key_is_asked_for_and_kept_in_the_tab_only(browser: Browser) -> None:

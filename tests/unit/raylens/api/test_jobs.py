@@ -749,6 +749,27 @@ class TestReading:
         assert seen["ann"][-1][0] == "removed"
         assert [name for name, *_ in seen["bob"]] == ["reset"]
 
+    @pytest.mark.parametrize("had_keys", [True, False])
+    async def test_a_stream_of_all_jobs_ends_if_the_key_is_no_longer_valid(
+        self, queue: JobQueue, model: FakeService, had_keys: bool
+    ) -> None:
+        def config_of(*names: str) -> AppConfig:
+            keys = [{"name": name, "hash": hash_key(f"rl-{name}")} for name in names]
+            return AppConfig.model_validate({**CONFIG.model_dump(), "auth": {"keys": keys}})
+
+        config = config_of("ann", "bob") if had_keys else CONFIG
+        shared = Shared(config, queue)
+        transport = httpx.ASGITransport(create_app(model, config, queue, shared=shared))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            key = {"Authorization": "Bearer rl-ann"}
+            stream = asyncio.create_task(http.get(f"{PATH}/events", headers=key))
+            await asyncio.sleep(1)
+            shared.configure(config_of("bob"))
+            job_id = (await submit(http, caption_job(), authorization="Bearer rl-bob"))["id"]
+            events = (await asyncio.wait_for(stream, 60)).text
+        assert [name for name, *_ in read_events(events)] == ["reset"]
+        assert job_id not in events
+
     async def test_deleting_a_job_that_has_just_ended_keeps_its_result(
         self, http: httpx.AsyncClient, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
     ) -> None:
