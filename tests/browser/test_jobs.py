@@ -589,26 +589,28 @@ def test_a_change_that_is_refused_or_waits_says_so_in_the_dialog(
 
 
 def test_a_picture_that_could_not_be_loaded_is_loaded_later(
-    page: Page, site: Site, tmp_path: Path
+    browser: Browser, site: Site, tmp_path: Path
 ) -> None:
-    submit_elsewhere(page, site, write(tmp_path, "one.png"))
-    states(page, succeeded=1)
-    expect(page.locator(".job .thumb img")).to_have_count(1)
-    asked: list[int] = []
+    statuses = [503, 401]
 
     def fail(route: Route) -> None:
-        asked.append(503 if len(asked) < 1 else 401)
-        if len(asked) <= 2:
-            route.fulfill(status=asked[-1], json={"error": "not now"})
+        if statuses:
+            route.fulfill(status=statuses.pop(0), json={"error": "not now"})
         else:
             route.continue_()
 
-    page.route("**/pictures/*", fail)
-    page.reload()
-    wait_until(page, lambda: len(asked) == 2)
-    expect(page.locator(".job .thumb img")).to_have_count(0)
-    page.get_by_role("button", name="Open one.png").click()
-    expect(page.get_by_role("dialog").locator(".frame img")).to_be_visible()
+    for page in opened(browser, site.url):
+        submit_elsewhere(page, site, write(tmp_path, "one.png"))
+        page.route("**/pictures/*", fail)
+        page.get_by_role("tab", name="Jobs").click()
+        wait_until(page, lambda: not statuses)
+        expect(page.locator(".job .thumb img")).to_have_count(0)
+        page.get_by_role("button", name="Open one.png").click()
+        expect(page.get_by_role("dialog").locator(".frame img")).to_be_visible()
+        page.unroute("**/pictures/*", fail)
+        page.get_by_role("button", name="Close").click()
+        thumbnail = page.locator(".job .thumb img")
+        assert thumbnail.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 96
 
 
 def test_the_watches_stay_if_the_server_is_away_for_a_moment(page: Page) -> None:
