@@ -113,9 +113,12 @@ export function ChangeNotices({ changes }) {
     }
     ${
       trouble &&
-      html`<${Notice} kind="note"><p>${texts.changeGoesOn(reasonOf(trouble))}</p><div class="actions">
-        <button type="button" onClick=${stop}>${texts.stopChange}</button>
-      </div><//>`
+      html`<${Notice} kind="note">
+        <p>${texts.changeGoesOn(reasonOf(trouble))}</p>
+        <div class="actions">
+          <button type="button" onClick=${stop}>${texts.stopChange}</button>
+        </div>
+      <//>`
     }
   `
 }

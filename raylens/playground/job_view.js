@@ -1,5 +1,6 @@
 // What a job shows of itself: its picture, what was asked, and the answer, whatever its type.
 
+import { asFinding } from './overlay.js'
 import { asSentence } from './server.js'
 import { strings } from './strings.js'
 
@@ -73,20 +74,8 @@ export function placesOf({ output }) {
 /** @param {Job} job @returns {import('./overlay.js').Finding[]} */
 export function findingsOf(job) {
   const prompt = promptOf(job)
-  return (placesOf(job) ?? []).map((place, index) => {
-    const name = strings.result.finding(place.label ?? prompt, index + 1)
-    const isPoint = place.x !== undefined
-    return isPoint
-      ? { name, x: place.x, y: place.y, width: 0, height: 0, isPoint }
-      : {
-          name,
-          x: place.x_min,
-          y: place.y_min,
-          width: place.x_max - place.x_min,
-          height: place.y_max - place.y_min,
-          isPoint,
-        }
-  })
+  const labelOf = ({ label }, index) => strings.result.finding(label ?? prompt, index + 1)
+  return (placesOf(job) ?? []).map((place, index) => asFinding(labelOf(place, index), place))
 }
 
 /** @param {Job} job why it failed, or waits; empty if it does neither */

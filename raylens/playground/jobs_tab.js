@@ -44,7 +44,7 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
     changes.setProblem('')
     setOpenId(id)
   }
-  /** Open a neighbor, also if the job itself is gone: the newest come first, with the largest ids. */
+  /** Open a neighbor, also of a job that is gone: the newest come first, with the largest ids. */
   const step = (by) => {
     const ids = visible.current
     const next = by < 0 ? ids.findLast((id) => id > openId) : ids.find((id) => id < openId)

@@ -18,36 +18,27 @@ const round = (fraction) => Math.round(1000 * fraction) / 10
  */
 
 /**
+ * @param {string} name
+ * @param {any} place a box or a point, as the server describes it
+ * @returns {Finding}
+ */
+export function asFinding(name, place) {
+  const isPoint = place.x !== undefined
+  if (isPoint) return { name, x: place.x, y: place.y, width: 0, height: 0, isPoint }
+  const { x_min: x, y_min: y, x_max, y_max } = place
+  return { name, x, y, width: x_max - x, height: y_max - y, isPoint }
+}
+
+/**
  * @param {import('./run.js').Run} run
  * @returns {Finding[]}
  */
 export function findingsOf(run) {
   const name = (index) => strings.result.finding(run.request.prompt, index + 1)
-  const boxes = run.boxes.map((box, index) => ({
-    name: name(index),
-    x: box.x_min,
-    y: box.y_min,
-    width: box.x_max - box.x_min,
-    height: box.y_max - box.y_min,
-    isPoint: false,
-  }))
-  const points = run.points.map(({ x, y }, index) => ({
-    name: name(index),
-    x,
-    y,
-    width: 0,
-    height: 0,
-    isPoint: true,
-  }))
+  const boxes = run.boxes.map((box, index) => asFinding(name(index), box))
+  const points = run.points.map((point, index) => asFinding(name(index), point))
   const grounded = groundedParts(run).flatMap(({ text, points: places }) =>
-    places.map(([x, y]) => ({
-      name: text.trim() || strings.result.reasoning,
-      x,
-      y,
-      width: 0,
-      height: 0,
-      isPoint: true,
-    })),
+    places.map(([x, y]) => asFinding(text.trim() || strings.result.reasoning, { x, y })),
   )
   return [...boxes, ...points, ...grounded]
 }

@@ -22,8 +22,8 @@ const JOBS = 'api/v1/jobs'
  * @property {File | null} file null if it can't be read, or once it is sent
  * @property {'checking' | 'ready' | 'waiting' | 'sending' | 'sent' | 'refused'} state
  * @property {string} reason why it is refused
- * @property {import('./pictures.js').Picture | null} picture null if the browser can't show it, or once
- *   it is sent
+ * @property {import('./pictures.js').Picture | null} picture null if the browser can't show
+ *   it, or once it is sent
  * @property {boolean} isTaken whether the check has begun
  * @property {JobRequest | null} request
  * @property {string} key of the request: however often it is sent, there is one job
