@@ -1,10 +1,11 @@
 // A session of live video: it opens its connection, opens another one if that breaks off, and keeps
 // what has come.
 
-import { asShown, Lost, mayRetry, sleep } from './live_connection.js'
+import { asShown, Lost, mayRetry } from './live_connection.js'
 import { SocketConnection } from './live_socket.js'
 import { SourceError } from './live_source.js'
 import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
+import { sleep } from './patience.js'
 import { strings } from './strings.js'
 
 const MAX_ANSWERS = 50

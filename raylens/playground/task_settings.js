@@ -88,6 +88,11 @@ export function abilitiesOf(health, model) {
   return asked.flatMap((info) => info?.tasks ?? [])
 }
 
+/** Whether a model knows drawn shapes only. @param {any} health @param {string} model */
+export function isPocket(health, model) {
+  return /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
+}
+
 /**
  * Whether a model that knows drawn shapes only is asked about something else.
  * @param {any} health
@@ -95,8 +100,7 @@ export function abilitiesOf(health, model) {
  * @param {import('./pictures.js').Picture | null} picture
  */
 export function isBeyondPocket(health, model, picture) {
-  const isPocket = /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
-  return isPocket && picture !== null && picture.example !== 'scene.png'
+  return isPocket(health, model) && picture !== null && picture.example !== 'scene.png'
 }
 
 /**

@@ -329,7 +329,7 @@ def test_a_format_that_only_the_server_reads_is_shown_all_the_same(page: Page, s
     wait_for_picture(page, "scan.jpg")
     expect(page.locator(".about")).to_contain_text("512 × 128")
     give(page, "large.tif", draw(600, 300, format="TIFF"), "image/tiff")
-    expect(page.get_by_role("alert")).to_contain_text("large.tif has 540.")
+    expect(page.get_by_role("alert")).to_contain_text("large.tif is 540.")
 
 
 def test_a_thumbnail_has_fixed_sides_and_the_stage_is_wide(page: Page) -> None:
