@@ -1,6 +1,7 @@
 // The settings of a conversation: the model, the system prompt, sampling.
 
 import { html, useState } from './vendor/htm-preact.js'
+import { Notice } from './controls.js'
 import { Form } from './form.js'
 import { strings } from './strings.js'
 import { ModelSelect } from './task_settings.js'
@@ -23,7 +24,7 @@ const WIDE = '(min-width: 1000px)'
  * `info` is what /health tells of the model that answers.
  */
 export function ChatSettings(props) {
-  const { able, chosen, info, system, fields, values } = props
+  const { able, chosen, info, isPocket, system, fields, values } = props
   const { onModel, onSystem, onChange, onReset } = props
   const [isOpen, setOpen] = useState(() => matchMedia(WIDE).matches)
   const { chat, settings } = strings
@@ -52,6 +53,7 @@ export function ChatSettings(props) {
             <p class="hint">${chat.takes(info.max_pictures, info.frames_as_pictures)}</p>
           `
         }
+        ${isPocket && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
         <div class="field">
           <label for="chat-system">${chat.system}</label>
           <textarea

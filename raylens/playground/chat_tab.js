@@ -14,10 +14,11 @@ import { EXAMPLES } from './picture_files.js'
 import { THUMBNAIL } from './pictures.js'
 import { useFollow } from './scroll.js'
 import { strings } from './strings.js'
-import { abilitiesOf, modelsFor, useFields } from './task_settings.js'
+import { abilitiesOf, isPocket, modelsFor, useFields } from './task_settings.js'
 import { changedSettings, fieldsOf, promptOf } from './tasks.js'
 
 const VIEWS = ['chat', 'json', 'code']
+const MAX_TOKENS = 'max_tokens'
 
 /** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
@@ -38,6 +39,10 @@ export function ChatTab(props) {
   const settings = {
     system,
     body: {
+      // Without a limit, the server lets a chat's answer be as long as the model can write.
+      ...Object.fromEntries(
+        fields.filter(({ name }) => name === MAX_TOKENS).map((field) => [MAX_TOKENS, field.default]),
+      ),
       ...changedSettings(fields, values, ({ hints }) => hints.request.replace('settings.', '')),
       ...(chosen ? { model: chosen } : {}),
     },
@@ -138,6 +143,7 @@ export function ChatTab(props) {
       </section>
       <${ChatSettings}
         ...${{ able, chosen, system, fields, values, info }}
+        isPocket=${isPocket(health, answering)}
         onModel=${setModel}
         onSystem=${setSystem}
         onChange=${(name, value) => setValues((old) => ({ ...old, [name]: value }))}

@@ -33,6 +33,8 @@ export class WebRtcConnection {
   #farewell = Promise.resolve()
   #end = deferred()
   #interrupted = 0
+  /** Settings that were changed before the channel was open. */
+  #unsent = {}
   #request
   /** Of the whole session: the server lets nobody else change or end it. */
   #key = getKey()
@@ -67,11 +69,13 @@ export class WebRtcConnection {
     await peer.setRemoteDescription({ sdp: answer.sdp, type: answer.type })
     this.#trickle()
     await this.#connected()
+    this.change(this.#unsent)
     this.#watch()
   }
 
   change(values) {
-    if (this.#channel.readyState === 'open') this.#channel.send(JSON.stringify(values))
+    if (this.#channel?.readyState === 'open') this.#channel.send(JSON.stringify(values))
+    else Object.assign(this.#unsent, values)
   }
 
   pause(paused) {

@@ -1,6 +1,6 @@
 // A card with the answer to a request: the answer, preprocessing, JSON, and the request as code.
 
-import { html, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useState } from './vendor/htm-preact.js'
 import { Answer } from './answer.js'
 import { TabPanel, Tabs } from './controls.js'
 import { Preprocessing } from './preprocessing.js'
@@ -28,6 +28,8 @@ const VIEWS = ['answer', 'seen', 'json', 'code']
  */
 export function Result({ id, title, empty, run, model, children, ...shown }) {
   const [view, setView] = useState('answer')
+  // Whoever asks wants to see the answer first.
+  useEffect(() => setView('answer'), [run?.id])
   const { result } = strings
   const titleId = `${id}-title`
   if (run === null) {

@@ -17,6 +17,8 @@ import { isText } from './tasks.js'
  * @property {number} id
  * @property {import('./tasks.js').Request} request
  * @property {import('./pictures.js').Picture | null} picture null for a chat
+ * @property {{task: string, model: string, values: Record<string, any>} | null} settings of the
+ * form that made the request
  * @property {'working' | 'done' | 'failed' | 'stopped'} state
  * @property {string} text
  * @property {string} reasoning
@@ -37,18 +39,22 @@ import { isText } from './tasks.js'
  * @property {{prompt_tokens: number, completion_tokens: number} | null} usage
  */
 
+const MIN_RATE_MS = 50
+
 let count = 0
 
 /**
  * @param {import('./tasks.js').Request} request
  * @param {import('./pictures.js').Picture | null} picture
+ * @param {Run['settings']} settings
  * @returns {Run}
  */
-export function newRun(request, picture) {
+export function newRun(request, picture, settings = null) {
   return {
     id: ++count,
     request,
     picture,
+    settings,
     state: 'working',
     text: '',
     reasoning: '',
@@ -149,11 +155,11 @@ function noteWarnings(run, answer) {
 }
 
 /**
- * Return the rate after the first token; null if there is none.
+ * Return the rate after the first token; null if the answer took too short a time to tell.
  * @param {Run} run
  */
 export function tokensPerSecond(run) {
   const tokens = run.usage?.completion_tokens ?? run.pieces
-  if (tokens < 2 || run.lastMs === null || run.lastMs <= run.firstMs) return null
+  if (tokens < 2 || run.lastMs === null || run.lastMs - run.firstMs < MIN_RATE_MS) return null
   return (tokens - 1) / ((run.lastMs - run.firstMs) / 1000)
 }

@@ -265,7 +265,7 @@ export const strings = {
 
   result: {
     title: 'Result',
-    empty: 'Pick a picture and press Run. The answer appears here, word by word.',
+    empty: 'Press Run. The answer appears here, word by word.',
     working: 'Waiting for the first token…',
     workingFindings: 'Looking…',
     stopped: 'Stopped.',
@@ -329,7 +329,7 @@ export const strings = {
     start: 'Run both',
     stop: 'Stop both',
     sides: ['A', 'B'],
-    empty: 'Pick a picture and press Run both. The answers appear side by side.',
+    empty: 'Press Run both. The answers appear here.',
     atOnce: 'Both run at the same time, and share the server.',
     copy: 'Copy both as JSON',
     faster: (isA, ratio, fast, slow) =>

@@ -41,6 +41,13 @@ export function useTaskSettings({ server, schemas, health }) {
     prompt: promptOf(fields),
     values,
     setValues,
+    /** Those of a run, for whoever asks about the same again. */
+    current: { task, model: chosen, values },
+    restore: (past) => {
+      setTask(past.task)
+      setModel(past.model)
+      setValues(past.values)
+    },
   }
 }
 

@@ -58,7 +58,7 @@ export function TryTab(props) {
     setError(null)
     setActive(null)
     const { task, chosen, fields, values } = settings
-    start(newRun(buildRequest(task, chosen, fields, values), picture))
+    start(newRun(buildRequest(task, chosen, fields, values), picture, settings.current))
   }
   const form = useRef(null)
   const onKeyDown = (event) => {
@@ -66,6 +66,7 @@ export function TryTab(props) {
   }
   const showRun = (past) => {
     select(past)
+    settings.restore(past.settings)
     onSource({ picture: past.picture })
     setActive(null)
   }

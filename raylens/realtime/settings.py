@@ -101,7 +101,7 @@ class MoondreamConfig(BaseModel):
     compile_model: bool = Field(
         False,
         description="Has no effect here: models are compiled as their configuration says.",
-        json_schema_extra=_ui(8, label="Compile Model", is_load_param=True),
+        json_schema_extra=_ui(8, label="Compile Model", is_load_param=True, hidden=True),
     )
     question: str = Field(
         "What is in this image?",

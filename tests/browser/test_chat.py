@@ -159,6 +159,23 @@ def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
     assert texts_of(chat_of(site)) == [(Role.SYSTEM, "Be brief."), (Role.USER, "Third?")]
 
 
+def test_an_answer_is_no_longer_than_the_page_shows(page: Page, site: Site) -> None:
+    open_chat(page)
+    shown = setting(page, "Max Tokens, value").input_value()
+    say(page, "Hi")
+    expect(answers(page)).to_have_text(CAPTION)
+    assert site.service.requests[-1].sampling.max_tokens == int(shown)
+
+
+def test_the_pocket_models_limits_are_told(page: Page) -> None:
+    open_chat(page)
+    page.locator("#chat-model").select_option("smolvlm")
+    note = page.get_by_text("This is a pocket model")
+    expect(note).to_have_count(0)
+    page.locator("#chat-model").select_option("moondream")
+    expect(note).to_be_visible()
+
+
 def test_settings_go_with_the_request(page: Page, site: Site) -> None:
     open_chat(page)
     page.locator("#chat-model").select_option("moondream")

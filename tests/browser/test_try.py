@@ -444,6 +444,7 @@ def test_an_earlier_answer_can_be_shown_again(page: Page) -> None:
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     wait_for_picture(page, "scene.png")
     expect(page.locator(".mark")).to_have_count(0)
+    expect(page.get_by_role("radio", name="Caption")).to_be_checked()
     page.get_by_role("button", name="Clear").click()
     expect(past).to_have_count(0)
 
