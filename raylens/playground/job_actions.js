@@ -1,7 +1,8 @@
 // What can be done with jobs: with one, or with many at a time.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { abilitiesOf } from './job_list.js'
+import { Notice } from './controls.js'
+import { abilitiesOf } from './job_view.js'
 import { strings } from './strings.js'
 
 const ACTIONS = ['retry', 'cancel', 'remove']
@@ -69,4 +70,57 @@ function Confirm({ count, onRemove, onKeep }) {
       </div>
     </div>
   `
+}
+
+/**
+ * Changes of jobs, and what became of them: why some were refused, or what is waited out.
+ * @param {import('./job_list.js').JobList} list
+ */
+export function useChanges(list) {
+  const [problem, setProblem] = useState('')
+  const [trouble, setTrouble] = useState(null)
+  const abort = useRef(new AbortController())
+  const stop = () => {
+    abort.current.abort()
+    abort.current = new AbortController()
+    setTrouble(null)
+  }
+  useEffect(() => stop, [list])
+  const change = async (action, ids, onProgress = () => {}) => {
+    const { signal } = abort.current
+    setProblem('')
+    const onDone = (done, total) => {
+      onProgress(done, total)
+      setTrouble(null)
+    }
+    const refused = await list.change(action, ids, signal, onDone, setTrouble)
+    const { someRefused } = strings.jobs
+    if (refused.length > 0) setProblem(someRefused(refused.length, refused[0].message))
+  }
+  return { change, stop, problem, setProblem, trouble }
+}
+
+/** @param {{changes: ReturnType<typeof useChanges>}} props */
+export function ChangeNotices({ changes }) {
+  const { problem, setProblem, trouble, stop } = changes
+  const { jobs: texts, errors } = strings
+  return html`
+    ${
+      problem &&
+      html`<${Notice} kind="error"><p>${problem}</p><div class="actions">
+        <button type="button" onClick=${() => setProblem('')}>${errors.close}</button>
+      </div><//>`
+    }
+    ${
+      trouble &&
+      html`<${Notice} kind="note"><p>${texts.changeGoesOn(reasonOf(trouble))}</p><div class="actions">
+        <button type="button" onClick=${stop}>${texts.stopChange}</button>
+      </div><//>`
+    }
+  `
+}
+
+/** Return what went wrong, for a sentence that says that it is tried again without the user. */
+export function reasonOf(error) {
+  return error.status === 0 ? strings.jobs.away : error.message
 }

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { CodeBlock, Notice, TabPanel, Tabs } from './controls.js'
-import { JobActions } from './job_actions.js'
+import { ChangeNotices, JobActions } from './job_actions.js'
 import { State } from './job_grid.js'
 import { useJobPicture } from './job_pictures.js'
 import {
@@ -25,13 +25,13 @@ const VIEWS = ['details', 'json', 'webhooks']
  * @param {{
  *   job: import('./job_list.js').Job | null,
  *   pictures: import('./job_pictures.js').JobPictures,
- *   onChange: (action: 'retry' | 'cancel' | 'remove', ids: string[]) => Promise<void>,
+ *   changes: ReturnType<typeof import('./job_actions.js').useChanges>,
  *   onStep: (step: number) => void,
  *   onClose: () => void,
  * }} props
  * `job` is null if it is gone.
  */
-export function JobDialog({ job, pictures, onChange, onStep, onClose }) {
+export function JobDialog({ job, pictures, changes, onStep, onClose }) {
   const dialog = useRef(null)
   const [view, setView] = useState('details')
   const [active, setActive] = useState(null)
@@ -66,6 +66,7 @@ export function JobDialog({ job, pictures, onChange, onStep, onClose }) {
           <button type="button" onClick=${() => dialog.current.close()}>${texts.close}</button>
         </div>
       </div>
+      <${ChangeNotices} changes=${changes} />
       ${
         job &&
         html`
@@ -94,7 +95,7 @@ export function JobDialog({ job, pictures, onChange, onStep, onClose }) {
                   current=${view}
                   onSelect=${setView}
                 />
-                <${JobActions} jobs=${[job]} onChange=${onChange} />
+                <${JobActions} key=${job.id} jobs=${[job]} onChange=${changes.change} />
               </div>
               <${TabPanel} id="job-view" class="job-panel" current=${view}>
                 ${

@@ -1,8 +1,10 @@
 // The jobs of the server that this key may see, kept up to date by one stream of events.
 
+import { abilitiesOf, isEnded } from './job_view.js'
 import { forEachOf, mayPass, patiently, pauseAfter, sleep } from './patience.js'
-import { ask, send, ServerError } from './server.js'
-import { readEvents } from './streams.js'
+import { ask, asServerError, send, ServerError } from './server.js'
+import { endIfSilent, readEvents } from './streams.js'
+import { strings } from './strings.js'
 
 const JOBS = 'api/v1/jobs'
 const FIELDS = [
@@ -41,20 +43,6 @@ const ACTIONS = {
   remove: { path: '', method: 'DELETE' },
 }
 
-/** @param {Job} job */
-export function isEnded({ status }) {
-  return status !== 'queued' && status !== 'running'
-}
-
-/** @param {Job} job @returns {Record<'retry' | 'cancel' | 'remove', boolean>} what can be done */
-export function abilitiesOf(job) {
-  return {
-    retry: job.status === 'failed' || job.status === 'canceled',
-    cancel: !isEnded(job),
-    remove: isEnded(job),
-  }
-}
-
 /** Jobs by id, the newest first in `sorted`. */
 export class JobList {
   /** @type {Map<string, Job>} */
@@ -69,10 +57,15 @@ export class JobList {
   error = null
   #onChange
   #lastId = ''
+  #failures = 0
+  /** Whether jobs may have changed that the stream didn't tell of. */
   #isStale = true
+  /** @type {Promise<void> | null} */
+  #reloading = null
   /**
-   * Ids of what changes while a list is on its way, which is older; null if none is.
-   * @type {Set<string> | null}
+   * What changes while a list is on its way, which is older: by id, null for what was removed.
+   * Null if no list is on its way.
+   * @type {Map<string, Job | null> | null}
    */
   #changed = null
   /** @type {Map<string, number>} */
@@ -96,12 +89,9 @@ export class JobList {
   /** Follow the stream until `signal` fires, also if the server is away for a while. */
   async follow(signal) {
     const recheck = setInterval(() => this.#recheck(signal), RECHECK_MS)
-    signal.addEventListener('abort', () => clearInterval(recheck))
-    for (let failures = 0; !signal.aborted; ) {
+    while (!signal.aborted) {
       try {
-        await this.#readStream(signal, () => {
-          failures = 0
-        })
+        await this.#readStream(signal)
       } catch (error) {
         if (signal.aborted) break
         this.error = error
@@ -110,40 +100,52 @@ export class JobList {
       }
       this.isLive = false
       this.#onChange()
-      await sleep(pauseAfter(this.error ?? {}, ++failures), signal)
+      await sleep(pauseAfter(this.error ?? {}, ++this.#failures), signal)
     }
     clearInterval(recheck)
     this.isLive = false
     this.#onChange()
   }
 
-  async #readStream(signal, onOpen) {
+  async #readStream(signal) {
+    await this.#reloading // of the stream before, which has ended
     const abort = new AbortController()
-    const end = () => abort.abort()
-    signal.addEventListener('abort', end)
-    const headers = this.#lastId ? { 'Last-Event-ID': this.#lastId } : {}
+    const end = (error) => abort.abort(error)
+    const onAbort = () => end(signal.reason)
+    signal.addEventListener('abort', onAbort)
+    // A stream without an id begins with a reset.
+    const headers = this.#lastId && !this.#isStale ? { 'Last-Event-ID': this.#lastId } : {}
     try {
       const path = `${JOBS}/events?fields=${FIELDS}`
       const response = await send(path, { signal: abort.signal, headers })
-      onOpen()
-      this.isLive = true
-      this.error = null
-      this.#onChange()
-      if (this.#isStale) this.#reload(abort.signal)
-      for await (const { event, data, id } of readEvents(endIfSilent(response.body, end))) {
-        this.#take(event, JSON.parse(data), abort.signal)
-        this.#lastId = id
+      if (!this.#isStale) this.#setLive()
+      const onSilence = () => end(new ServerError(strings.errors.network))
+      const body = endIfSilent(response.body, SILENCE_MS, onSilence)
+      for await (const { event, data, id } of readEvents(body)) {
+        this.#take(event, JSON.parse(data), abort.signal, end)
+        if (id) this.#lastId = id // only the last event of a batch has one
       }
+    } catch (error) {
+      throw abort.signal.aborted
+        ? abort.signal.reason
+        : asServerError(error, strings.errors.network)
     } finally {
-      signal.removeEventListener('abort', end)
+      signal.removeEventListener('abort', onAbort)
       abort.abort()
     }
   }
 
-  #take(event, data, signal) {
+  #setLive() {
+    this.#failures = 0
+    this.isLive = true
+    this.error = null
+    this.#onChange()
+  }
+
+  #take(event, data, signal, onError) {
     if (event === 'reset') {
       this.#isStale = true
-      this.#reload(signal)
+      this.#reloading ??= this.#reload(signal, onError)
       return
     }
     if (event === 'job') this.#put(data)
@@ -151,11 +153,12 @@ export class JobList {
     this.#onChange()
   }
 
-  #put(job) {
-    this.#changed?.add(job.id)
+  #put(changes) {
+    const job = { ...this.jobs.get(changes.id), ...changes }
     if (isEnded(job)) this.#seenAt.delete(job.id)
     else this.#seenAt.set(job.id, Date.now())
-    this.jobs.set(job.id, { ...this.jobs.get(job.id), ...job })
+    this.#changed?.set(job.id, job)
+    this.jobs.set(job.id, job)
     if (this.jobs.size > 1.1 * MAX_JOBS) this.#trim()
   }
 
@@ -167,42 +170,52 @@ export class JobList {
   }
 
   #drop(id) {
-    this.#changed?.add(id)
+    this.#changed?.set(id, null)
     this.#seenAt.delete(id)
     this.jobs.delete(id)
   }
 
+  /** Load the list, and once more if there was a reset meanwhile. */
+  async #reload(signal, onError) {
+    try {
+      while (this.#isStale) {
+        this.#isStale = false
+        await this.#load(signal)
+      }
+      this.#setLive()
+    } catch (error) {
+      this.#isStale = true
+      onError(error)
+    }
+    this.#changed = null
+    this.#reloading = null
+  }
+
   /** List as many jobs as are known, and forget the others. */
-  async #reload(signal) {
-    const changed = new Set()
+  async #load(signal) {
+    const changed = new Map()
     this.#changed = changed
+    const onTrouble = (error) => {
+      this.error = error
+      this.#onChange()
+    }
     const found = new Map()
     const wanted = Math.min(Math.max(this.jobs.size, PAGE), MAX_JOBS)
     let cursor = ''
-    try {
-      do {
-        const limit = Math.min(wanted - found.size, MAX_PAGE)
-        const page = await patiently(() => ask(pathOf(limit, cursor), { signal }), signal)
-        for (const job of page.jobs) found.set(job.id, job)
-        cursor = page.next_cursor
-      } while (cursor && found.size < wanted)
-    } catch (error) {
-      if (signal.aborted) return // the next stream begins with a reload
-      this.error = error
-      this.#onChange()
-      return
-    }
-    for (const id of changed) {
-      const job = this.jobs.get(id)
+    do {
+      const limit = Math.min(wanted - found.size, MAX_PAGE)
+      const list = () => ask(pathOf(limit, cursor), { signal })
+      const page = await patiently(list, signal, onTrouble)
+      for (const job of page.jobs) found.set(job.id, job)
+      cursor = page.next_cursor
+    } while (cursor && found.size < wanted)
+    for (const [id, job] of changed) {
       if (job) found.set(id, job)
       else found.delete(id)
     }
-    if (this.#changed === changed) this.#changed = null
     this.jobs = found
     this.cursor = cursor
     this.isLoaded = true
-    this.#isStale = false
-    this.#onChange()
   }
 
   /** Load the next older jobs. */
@@ -242,15 +255,16 @@ export class JobList {
    * @param {string[]} ids
    * @param {AbortSignal} signal
    * @param {(done: number, total: number) => void} onProgress
+   * @param {(error: Error) => void} onTrouble called before each wait
    * @returns {Promise<Error[]>} what the server refused
    */
-  async change(action, ids, signal, onProgress = () => {}) {
+  async change(action, ids, signal, onProgress, onTrouble) {
     const jobs = ids.map((id) => this.jobs.get(id)).filter((job) => job && abilitiesOf(job)[action])
     const refused = []
     let done = 0
     await forEachOf(jobs, CHANGES_AT_ONCE, async (job) => {
       try {
-        await this.#changeOne(action, job, signal)
+        await this.#changeOne(action, job, signal, onTrouble)
       } catch (error) {
         if (!signal.aborted) refused.push(error)
       }
@@ -259,11 +273,11 @@ export class JobList {
     return refused
   }
 
-  async #changeOne(action, job, signal) {
+  async #changeOne(action, job, signal, onTrouble) {
     const { path, method } = ACTIONS[action]
     try {
       const request = () => ask(`${JOBS}/${job.id}${path}`, { method, signal })
-      const answer = await patiently(request, signal)
+      const answer = await patiently(request, signal, onTrouble)
       if (action !== 'remove') this.add(answer, job)
     } catch (error) {
       if (error.status !== 404) throw error // else it is gone, as after a repeated removal
@@ -276,19 +290,3 @@ export class JobList {
 
 const pathOf = (limit, cursor) =>
   `${JOBS}?limit=${limit}&fields=${FIELDS}${cursor ? `&cursor=${cursor}` : ''}`
-
-/**
- * Return a stream, and call `onSilence` if nothing comes for too long: the connection may be dead
- * although no end was heard of.
- */
-function endIfSilent(stream, onSilence) {
-  let timer = setTimeout(onSilence, SILENCE_MS)
-  const watch = new TransformStream({
-    transform(chunk, controller) {
-      clearTimeout(timer)
-      timer = setTimeout(onSilence, SILENCE_MS)
-      controller.enqueue(chunk)
-    },
-  })
-  return stream.pipeThrough(watch)
-}

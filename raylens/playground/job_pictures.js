@@ -2,7 +2,8 @@
 
 import { useEffect, useState } from './vendor/htm-preact.js'
 import { pictureOf } from './job_view.js'
-import { readPicture } from './pictures.js'
+import { patiently } from './patience.js'
+import { PictureError, readPicture, UndisplayableError } from './pictures.js'
 import { send } from './server.js'
 
 const MAX_KEPT = 500
@@ -10,36 +11,62 @@ const READS_AT_ONCE = 2
 
 /** @typedef {import('./pictures.js').Picture} Picture */
 
-/** Pictures by the job's id. The server is asked for each once, and only if it is looked at. */
+/**
+ * @typedef {object} Entry
+ * @property {Picture | null} picture null until it is there
+ * @property {Promise<Picture | null>} loading
+ */
+
+/**
+ * Pictures by the job's id. The server is asked for each once, and only if it is looked at; again
+ * after an error.
+ */
 export class JobPictures {
-  /** Those of files that were dropped here. @type {Map<string, Picture | null>} */
-  #own = new Map()
-  /** @type {Map<string, Promise<Picture | null>>} */
-  #loaded = new Map()
+  /** What was looked at last is at the end. @type {Map<string, Entry>} */
+  #entries = new Map()
+  #abort = new AbortController()
   #waiting = []
   #reading = 0
 
-  /** @param {string} jobId @param {Picture | null} picture */
+  /** Keep the picture of a file that was dropped here. @param {Picture | null} picture */
   set(jobId, picture) {
-    if (picture) this.#own.set(jobId, picture)
+    if (picture) this.#keep(jobId, { picture, loading: Promise.resolve(picture) })
   }
 
   /** Return what is at hand at once. */
   peek(job) {
-    return this.#own.get(job.id) ?? null
+    return this.#entries.get(job.id)?.picture ?? null
   }
 
   /** Return the picture of a job; null if there is none that a browser can show. */
   load(job) {
-    const own = this.peek(job)
-    if (own || !pictureOf(job)) return Promise.resolve(own)
-    let loading = this.#loaded.get(job.id)
-    if (!loading) {
-      loading = this.#queue(() => download(job)).catch(() => null)
-      this.#loaded.set(job.id, loading)
-      this.#trim()
-    }
-    return loading
+    const entry = this.#entries.get(job.id) ?? this.#begin(job)
+    if (entry) this.#keep(job.id, entry)
+    return entry?.loading ?? Promise.resolve(null)
+  }
+
+  /** Load no more, and release the pictures. */
+  close() {
+    this.#abort.abort()
+    for (const entry of this.#entries.values()) release(entry)
+    this.#entries.clear()
+  }
+
+  #begin(job) {
+    if (!pictureOf(job)) return null
+    const entry = { picture: null, loading: null }
+    entry.loading = this.#queue(() => download(job, this.#abort.signal)).then(
+      (picture) => {
+        entry.picture = picture
+        return picture
+      },
+      (error) => {
+        const isFinal = error instanceof PictureError || error instanceof UndisplayableError
+        if (!isFinal) this.#entries.delete(job.id)
+        return null
+      },
+    )
+    return entry
   }
 
   /** Do the latest first: it is what is looked at. */
@@ -60,17 +87,25 @@ export class JobPictures {
     }
   }
 
-  async #trim() {
-    if (this.#loaded.size <= MAX_KEPT) return
-    const [oldest, loading] = this.#loaded.entries().next().value
-    this.#loaded.delete(oldest)
-    const picture = await loading
-    if (picture) for (const url of [picture.view, picture.thumbnail]) URL.revokeObjectURL(url)
+  #keep(jobId, entry) {
+    this.#entries.delete(jobId)
+    this.#entries.set(jobId, entry)
+    if (this.#entries.size <= MAX_KEPT) return
+    const [oldest, old] = this.#entries.entries().next().value
+    this.#entries.delete(oldest)
+    release(old)
   }
 }
 
-async function download(job) {
-  const response = await send(`api/v1/jobs/${job.id}/pictures/${pictureOf(job)}`)
+/** @param {Entry} entry */
+async function release({ loading }) {
+  const picture = await loading
+  if (picture) for (const url of [picture.view, picture.thumbnail]) URL.revokeObjectURL(url)
+}
+
+async function download(job, signal) {
+  const path = `api/v1/jobs/${job.id}/pictures/${pictureOf(job)}`
+  const response = await patiently(() => send(path, { signal }), signal)
   return readPicture(await response.blob(), job.id, null, null, true)
 }
 
@@ -89,7 +124,7 @@ export function useJobPicture(pictures, job) {
     return () => {
       isWanted = false
     }
-  }, [id, Boolean(job && pictureOf(job))])
+  }, [pictures, id, Boolean(job && pictureOf(job))])
   if (!job) return null
   return pictures.peek(job) ?? (loaded.id === id ? loaded.picture : null)
 }

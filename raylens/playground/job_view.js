@@ -8,6 +8,20 @@ import { strings } from './strings.js'
 export const STATES = ['queued', 'running', 'succeeded', 'failed', 'canceled']
 const REFERENCE = 'blob:'
 
+/** @param {Job} job */
+export function isEnded({ status }) {
+  return status !== 'queued' && status !== 'running'
+}
+
+/** @param {Job} job @returns {Record<'retry' | 'cancel' | 'remove', boolean>} what can be done */
+export function abilitiesOf(job) {
+  return {
+    retry: job.status === 'failed' || job.status === 'canceled',
+    cancel: !isEnded(job),
+    remove: isEnded(job),
+  }
+}
+
 /** @param {Job} job the path of the file that was submitted; empty if that isn't known */
 export function fileOf({ query }) {
   return typeof query?.file === 'string' ? query.file : ''

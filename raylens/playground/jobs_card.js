@@ -2,7 +2,7 @@
 
 import { html, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
-import { JobActions } from './job_actions.js'
+import { JobActions, reasonOf } from './job_actions.js'
 import { toCsv, toJsonLines } from './job_export.js'
 import { Filters, Grid, Pager } from './job_grid.js'
 import { filterJobs, NO_FILTER } from './job_view.js'
@@ -51,12 +51,12 @@ export function JobsCard({ list, pictures, visible, onChange, onOpen, onKeyWante
   }
   const toPage = (next) => {
     setPage(next)
-    document.getElementById('jobs-title').scrollIntoView({ block: 'start' })
+    document.getElementById('job-list-title').scrollIntoView({ block: 'start' })
   }
   return html`
-    <section class="card jobs-card" aria-labelledby="jobs-title">
+    <section class="card jobs-card" aria-labelledby="job-list-title">
       <div class="bar">
-        <h2 id="jobs-title">${texts.title}</h2>
+        <h2 id="job-list-title">${texts.title}</h2>
         <${Connection} list=${list} />
         <span class="muted" role="status">${work || texts.shown(shown.length, jobs.length)}</span>
         ${shown.length > 0 && html`<${Downloads} jobs=${shown} />`}
@@ -118,7 +118,7 @@ function Trouble({ list, onKeyWanted }) {
       <p class="muted">${texts.noQueue}</p>
     `
   return html`<${Notice} kind="error">
-    <p>${list.isRefused ? error.message : texts.offlineHelp(error.message)}</p>
+    <p>${list.isRefused ? error.message : texts.offlineHelp(reasonOf(error))}</p>
     ${
       error.needsKey &&
       html`

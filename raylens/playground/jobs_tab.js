@@ -1,12 +1,13 @@
 // The tab "Jobs": many pictures, each a job of the queue, and what becomes of them.
 
 import { html, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ChangeNotices, useChanges } from './job_actions.js'
 import { JobDialog } from './job_dialog.js'
 import { JobPictures } from './job_pictures.js'
 import { JobList } from './job_list.js'
 import { JobsCard } from './jobs_card.js'
 import { JobSettings, toJobRequest, useJobOptions } from './job_settings.js'
+import { useFrames } from './runs.js'
 import { strings } from './strings.js'
 import { missingSetting, useTaskSettings } from './task_settings.js'
 import { UploadCard } from './upload_card.js'
@@ -28,7 +29,7 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
   const settings = useTaskSettings({ server, schemas, health })
   const [options, setOptions] = useJobOptions()
   const [openId, setOpenId] = useState('')
-  const [problem, setProblem] = useState('')
+  const changes = useChanges(list)
   const visible = useRef([])
   const { jobs: texts } = strings
   const { chosen } = uploads
@@ -36,17 +37,18 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
     event.preventDefault()
     const missing =
       chosen.length === 0 ? texts.needsPictures : missingSetting(settings, { server, schemas })
-    setProblem(missing)
+    changes.setProblem(missing)
     if (!missing) uploads.submit(toJobRequest(settings, options))
   }
-  const change = async (action, ids, onProgress) => {
-    const refused = await list.change(action, ids, NEVER, onProgress)
-    setProblem(refused.length ? texts.someRefused(refused.length, refused[0].message) : '')
+  const open = (id) => {
+    changes.setProblem('')
+    setOpenId(id)
   }
+  /** Open a neighbor, also if the job itself is gone: the newest come first, with the largest ids. */
   const step = (by) => {
     const ids = visible.current
-    const next = ids[ids.indexOf(openId) + by]
-    if (next && ids.includes(openId)) setOpenId(next)
+    const next = by < 0 ? ids.findLast((id) => id > openId) : ids.find((id) => id < openId)
+    if (next) open(next)
   }
   return html`
     <div class="columns jobs" hidden=${!isShown}>
@@ -54,18 +56,13 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
         <${UploadCard} ...${{ uploads, isShown, onKeyWanted }} jobs=${list.jobs} />
         <${JobsCard}
           ...${{ list, pictures, visible, onKeyWanted }}
-          onChange=${change}
-          onOpen=${setOpenId}
+          onChange=${changes.change}
+          onOpen=${open}
         />
         <${WatchesCard} ...${{ isShown, keyVersion }} />
       </div>
       <div class="right">
-        ${
-          problem &&
-          html`<${Notice} kind="error"><p>${problem}</p><div class="actions">
-            <button type="button" onClick=${() => setProblem('')}>${strings.errors.close}</button>
-          </div><//>`
-        }
+        ${!openId && html`<${ChangeNotices} changes=${changes} />`}
         <${JobSettings}
           ...${{ settings, options, setOptions }}
           count=${chosen.length}
@@ -78,7 +75,7 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
           <${JobDialog}
             job=${list.jobs.get(openId) ?? null}
             pictures=${pictures}
-            onChange=${change}
+            changes=${changes}
             onStep=${step}
             onClose=${() => setOpenId('')}
           />
@@ -88,30 +85,22 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
   `
 }
 
-const NEVER = new AbortController().signal
-
 /**
  * The jobs, their pictures and the uploads of this tab, shown once per frame. The stream is open
  * while the tab is shown: a browser has few connections to a server.
  */
 function useJobs({ isShown, keyVersion, limits }) {
-  const [, setVersion] = useState(0)
-  const frame = useRef(0)
-  const update = () => {
-    frame.current ||= requestAnimationFrame(() => {
-      frame.current = 0
-      setVersion((version) => version + 1)
-    })
-  }
+  const update = useFrames()
   const list = useMemo(() => new JobList(update), [keyVersion])
-  const latest = useRef(list)
-  latest.current = list
-  const pictures = useMemo(() => new JobPictures(), [])
+  const pictures = useMemo(() => new JobPictures(), [keyVersion])
+  useEffect(() => () => pictures.close(), [pictures])
+  const latest = useRef(null)
+  latest.current = { list, pictures }
   const uploads = useMemo(
     () =>
-      new Uploads(update, (job, upload) => {
-        pictures.set(job.id, upload.picture)
-        latest.current.add(job)
+      new Uploads(update, (job, picture) => {
+        latest.current.pictures.set(job.id, picture)
+        latest.current.list.add(job)
       }),
     [],
   )

@@ -48,14 +48,16 @@ export function sleep(ms, signal) {
  * @template T
  * @param {() => Promise<T>} work it may be done twice
  * @param {AbortSignal} signal
+ * @param {(error: Error) => void} onTrouble called before each wait
  * @returns {Promise<T>}
  */
-export async function patiently(work, signal) {
+export async function patiently(work, signal, onTrouble = () => {}) {
   for (let failures = 1; ; failures++) {
     try {
       return await work()
     } catch (error) {
       if (signal.aborted || !mayPass(error)) throw error
+      onTrouble(error)
       await sleep(pauseAfter(error, failures), signal)
     }
   }

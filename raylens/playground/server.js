@@ -112,7 +112,7 @@ export async function* eventsOf(response) {
 }
 
 /** @param {any} error @param {string} message */
-function asServerError(error, message) {
+export function asServerError(error, message) {
   return error instanceof ServerError || error.name === 'AbortError'
     ? error
     : new ServerError(message)

@@ -51,3 +51,22 @@ export async function* readEvents(stream) {
     else if (name === 'id') id = value
   }
 }
+
+/**
+ * Return a stream, and call `onSilence` if nothing comes for too long: the connection may be dead
+ * although no end was heard of.
+ * @param {ReadableStream<Uint8Array>} stream
+ * @param {number} ms
+ * @param {() => void} onSilence
+ */
+export function endIfSilent(stream, ms, onSilence) {
+  let timer = setTimeout(onSilence, ms)
+  const watch = new TransformStream({
+    transform(chunk, controller) {
+      clearTimeout(timer)
+      timer = setTimeout(onSilence, ms)
+      controller.enqueue(chunk)
+    },
+  })
+  return stream.pipeThrough(watch)
+}

@@ -521,6 +521,7 @@ export const strings = {
     again: 'Try again',
     progress: 'Progress',
     uploaded: (count, total) => `${number.format(count)} of ${number.format(total)} uploaded`,
+    unlisted: 'not in the list',
     counts: (count, state) => `${number.format(count)} ${state}`,
     pause: 'Pause upload',
     resume: 'Go on',
@@ -542,6 +543,7 @@ export const strings = {
     live: 'Live',
     connecting: 'Connecting…',
     offline: 'Not connected',
+    away: 'The server does not answer.',
     offlineHelp: (reason) => `${reason} The list goes on by itself once the server is back.`,
     none: 'No jobs yet. Drop some pictures, and press Submit.',
     noQueue: 'This server has no job queue (jobs.enabled is false).',
@@ -586,11 +588,13 @@ export const strings = {
     changing: (done, total) => `${number.format(done)} of ${number.format(total)} done…`,
     someRefused: (count, reason) =>
       `${plural(count, 'job', 'jobs')} could not be changed. ${reason}`,
+    changeGoesOn: (reason) => `${reason} The change goes on by itself.`,
+    stopChange: 'Stop',
     open: (name) => `Open ${name}`,
     unnamed: (type, end) => `${type} …${end}`,
     results: (count, failed) =>
       plural(count, 'result', 'results') + (failed ? `, ${number.format(failed)} failed` : ''),
-    waits: (reason, time) => `${reason} Tried again at ${time}.`,
+    waits: (reason, time) => `${reason} Next attempt at ${time}.`,
     attempt: (count, most) => `attempt ${count} of ${most}`,
     steps: (done, total) => `${number.format(done)} of ${number.format(total)}`,
     noPicture: 'No picture',
@@ -599,7 +603,6 @@ export const strings = {
     webhooks: 'Webhooks',
     views: 'Views of the job',
     close: 'Close',
-    answer: 'Answer',
     fields: {
       file: 'File',
       id: 'Job',
@@ -632,7 +635,6 @@ export const strings = {
       disabled: 'Disabled',
     },
     redeliver: 'Send again',
-    leave: 'Pictures are still being uploaded.',
   },
 
   watches: {

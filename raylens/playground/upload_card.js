@@ -117,7 +117,7 @@ function Refusals({ refused, onAgain }) {
   `
 }
 
-/** How far the pictures are that were submitted. */
+/** How far the submitted pictures are. */
 function Progress({ uploads, jobs, onKeyWanted }) {
   const { jobs: texts } = strings
   const submitted = uploads.all.filter((upload) => upload.state !== 'refused' && !isChosen(upload))
@@ -128,7 +128,8 @@ function Progress({ uploads, jobs, onKeyWanted }) {
   const counts = STATES.map((state) => [state, count(state)]).filter(
     ([state, number]) => number > 0 || state === 'succeeded',
   )
-  const ended = sent.length - count('queued') - count('running')
+  const unlisted = count(undefined)
+  const ended = sent.length - unlisted - count('queued') - count('running')
   return html`
     <div class="progress">
       <progress max=${submitted.length} value=${ended} aria-label=${texts.progress}></progress>
@@ -139,6 +140,7 @@ function Progress({ uploads, jobs, onKeyWanted }) {
             ...counts.map(([state, number]) =>
               texts.counts(number, texts.states[state].toLowerCase()),
             ),
+            ...(unlisted > 0 ? [texts.counts(unlisted, texts.unlisted)] : []),
           ].join(' · ')}
         </span>
         ${

@@ -19,10 +19,11 @@ const JOBS = 'api/v1/jobs'
  * @typedef {object} Upload
  * @property {number} id
  * @property {string} path
- * @property {File | null} file
+ * @property {File | null} file null if it can't be read, or once it is sent
  * @property {'checking' | 'ready' | 'waiting' | 'sending' | 'sent' | 'refused'} state
  * @property {string} reason why it is refused
- * @property {import('./pictures.js').Picture | null} picture null if the browser can't show it
+ * @property {import('./pictures.js').Picture | null} picture null if the browser can't show it, or once
+ *   it is sent
  * @property {boolean} isTaken whether the check has begun
  * @property {JobRequest | null} request
  * @property {string} key of the request: however often it is sent, there is one job
@@ -51,7 +52,8 @@ export class Uploads {
 
   /**
    * @param {() => void} onChange
-   * @param {(job: any, upload: Upload) => void} onJob
+   * @param {(job: any, picture: import('./pictures.js').Picture | null) => void} onJob gets the
+   *   picture to keep
    */
   constructor(onChange, onJob) {
     this.#onChange = onChange
@@ -123,7 +125,7 @@ export class Uploads {
     const isKept = ({ state, request }) =>
       ['waiting', 'sending'].includes(state) || (state === 'checking' && request)
     const kept = new Set(this.all.filter(isKept))
-    this.all.filter((upload) => !kept.has(upload) && !upload.jobId).forEach(release)
+    this.all.filter((upload) => !kept.has(upload)).forEach(release)
     this.all = [...kept]
     this.#onChange()
   }
@@ -209,7 +211,9 @@ export class Uploads {
       upload.jobId = job.id
       this.#failures = 0
       this.#mostSenders = Math.min(this.#mostSenders + 1, SENDERS)
-      this.#onJob(job, upload)
+      this.#onJob(job, upload.picture)
+      Object.assign(upload, { file: null, picture: null })
+      this.#go()
     } catch (error) {
       if (error.name !== 'AbortError') await this.#recover(upload, error, signal)
       else if (upload.state === 'sending') upload.state = 'waiting'

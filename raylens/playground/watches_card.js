@@ -1,28 +1,39 @@
 // The watches: jobs without an end, which look at a camera or a folder until they are stopped.
 
 import { html, useEffect, useState } from './vendor/htm-preact.js'
-import { isEnded } from './job_list.js'
-import { ask, ServerError } from './server.js'
+import { Notice } from './controls.js'
+import { isEnded } from './job_view.js'
+import { pauseAfter } from './patience.js'
+import { ask } from './server.js'
 import { strings } from './strings.js'
 
 const REFRESH_MS = 3000
+const IDLE_REFRESH_MS = 15_000
+/** Statuses of a server without watches, or that shows none with this key. */
+const NO_WATCHES = [401, 403, 404]
 const SHOWN = 20
 
 /** @param {{isShown: boolean, keyVersion: number}} props */
 export function WatchesCard({ isShown, keyVersion }) {
   const [watches, setWatches] = useState([])
+  const [problem, setProblem] = useState('')
   const [version, setVersion] = useState(0)
   useEffect(() => {
     if (!isShown) return undefined
     const abort = new AbortController()
     let timer = 0
+    let failures = 0
     const load = async () => {
-      const answer = await ask(`api/v1/watches?limit=${SHOWN}`, { signal: abort.signal }).catch(
-        (error) => (error instanceof ServerError ? { watches: [] } : null),
-      )
-      if (!answer || abort.signal.aborted) return
-      setWatches(answer.watches)
-      if (answer.watches.some((watch) => !isEnded(watch))) timer = setTimeout(load, REFRESH_MS)
+      try {
+        const found = await ask(`api/v1/watches?limit=${SHOWN}`, { signal: abort.signal })
+        failures = 0
+        setWatches(found.watches)
+        timer = setTimeout(load, found.watches.every(isEnded) ? IDLE_REFRESH_MS : REFRESH_MS)
+      } catch (error) {
+        if (abort.signal.aborted) return
+        if (NO_WATCHES.includes(error.status)) setWatches([])
+        else timer = setTimeout(load, pauseAfter(error, ++failures))
+      }
     }
     load()
     return () => {
@@ -31,20 +42,31 @@ export function WatchesCard({ isShown, keyVersion }) {
     }
   }, [isShown, keyVersion, version])
   const stop = async (id) => {
-    await ask(`api/v1/watches/${id}`, { method: 'DELETE' }).catch(() => null)
+    try {
+      await ask(`api/v1/watches/${id}`, { method: 'DELETE' })
+      setProblem('')
+    } catch (error) {
+      setProblem(error.message)
+    }
     setVersion((old) => old + 1)
   }
   if (watches.length === 0) return null
   return html`
-    <${Table} watches=${watches} onStop=${stop} />
+    <${Table} ...${{ watches, problem }} onStop=${stop} onClose=${() => setProblem('')} />
   `
 }
 
-function Table({ watches, onStop }) {
-  const { watches: texts, jobs } = strings
+function Table({ watches, problem, onStop, onClose }) {
+  const { watches: texts, jobs, errors } = strings
   return html`
     <section class="card watches" aria-labelledby="watches-title">
       <h2 id="watches-title">${texts.title}</h2>
+      ${
+        problem &&
+        html`<${Notice} kind="error"><p>${problem}</p><div class="actions">
+          <button type="button" onClick=${onClose}>${errors.close}</button>
+        </div><//>`
+      }
       <div class="scroll" tabindex="0" role="region" aria-labelledby="watches-title">
         <table>
           <thead>

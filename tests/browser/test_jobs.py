@@ -6,12 +6,13 @@ import base64
 import csv
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import APIResponse, Browser, Page, Route, expect
 
 from raylens.core.errors import ModelFailed
 from raylens.core.keys import hash_key
@@ -301,6 +302,9 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
         submit_all(page, *sorted((folder / "left").iterdir()))
         states(page, running=2, queued=8)
     expect(page.get_by_text("Not connected")).to_be_visible()
+    expect(
+        page.get_by_text("The server does not answer. The list goes on by itself")
+    ).to_be_visible()
     drop(page, folder / "right")
     expect(page.get_by_text("10 pictures ready")).to_be_visible()
     submit(page)
@@ -464,3 +468,166 @@ def test_a_server_without_a_queue_says_so(browser: Browser) -> None:
     with serving() as site:
         for page in opened_jobs(browser, site.url):
             expect(page.get_by_text("This server has no job queue")).to_be_visible()
+
+
+def wait_until(page: Page, holds: Callable[[], object]) -> None:
+    """Wait, while routes are handled."""
+    deadline = time.monotonic() + 15
+    while not holds():
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(50)
+
+
+def submit_elsewhere(page: Page, site: Site, path: Path) -> None:
+    data = base64.b64encode(path.read_bytes()).decode()
+    body = {"job_type": "caption", "input": {"image": data}, "query": {"file": path.name}}
+    assert page.request.post(f"{site.url}api/v1/jobs", data=body).ok
+
+
+def test_a_list_that_comes_late_loses_no_job(browser: Browser, site: Site, tmp_path: Path) -> None:
+    held: list[tuple[Route, APIResponse]] = []
+    for page in opened(browser, site.url):
+        submit_elsewhere(page, site, write(tmp_path, "old.png"))
+        page.route("**/api/v1/jobs?limit=*", lambda route: held.append((route, route.fetch())))
+        page.get_by_role("tab", name="Jobs").click()
+        wait_until(page, lambda: held)
+        submit_elsewhere(page, site, write(tmp_path, "new.png", 1))
+        expect(page.get_by_role("button", name="Open new.png")).to_be_visible()
+        for route, answer in held:
+            route.fulfill(response=answer)
+        expect(page.get_by_role("button", name="Open old.png")).to_be_visible()
+        expect(page.get_by_role("button", name="Open new.png")).to_be_visible()
+        assert len(held) == 1
+
+
+def test_a_list_that_fails_is_shown_and_loaded_again(
+    browser: Browser, site: Site, tmp_path: Path
+) -> None:
+    for page in opened(browser, site.url):
+        submit_elsewhere(page, site, write(tmp_path, "one.png"))
+        lists = "**/api/v1/jobs?limit=*"
+        page.route(lists, lambda route: route.fulfill(status=500, json={"error": "disk is gone"}))
+        page.get_by_role("tab", name="Jobs").click()
+        jobs = page.locator(".jobs")
+        expect(jobs.get_by_role("alert")).to_contain_text("Disk is gone.")
+        expect(jobs.get_by_text("Not connected")).to_be_visible()
+        page.unroute(lists)
+        states(page, succeeded=1)
+        expect(jobs.get_by_text("Live", exact=True)).to_be_visible()
+        expect(jobs.get_by_role("alert")).to_have_count(0)
+
+
+def test_an_upload_is_as_fast_as_before_once_trouble_has_passed(page: Page, folder: Path) -> None:
+    refused: list[Route] = []
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+        elif len(refused) < 3:
+            refused.append(route)
+            route.fulfill(status=503, json={"error": "busy"})
+        else:
+            held.append(route)
+
+    page.route("**/api/v1/jobs", hold)
+    drop(page, folder)
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    submit(page)
+    wait_until(page, lambda: held)
+    assert len(held) == 1
+    held.pop().continue_()
+    wait_until(page, lambda: len(held) == 2)
+    held.pop().continue_()
+    wait_until(page, lambda: len(held) == 3)
+
+
+def test_remove_asks_again_for_another_job(page: Page, tmp_path: Path) -> None:
+    submit_all(page, *(write(tmp_path, f"{number}.png", number) for number in range(3)))
+    states(page, succeeded=3)
+    first, second, third = page.locator(".job-name").all_inner_texts()
+    page.get_by_role("button", name=f"Open {first}").click()
+    dialog = page.get_by_role("dialog")
+    act(page, "Remove")
+    expect(page.get_by_role("alertdialog")).to_be_visible()
+    dialog.get_by_role("button", name="Next").click()
+    expect(dialog.get_by_role("heading", name=second)).to_be_visible()
+    expect(page.get_by_role("alertdialog")).to_have_count(0)
+    act(page, "Remove")
+    page.get_by_role("alertdialog").get_by_role("button", name="Remove").click()
+    expect(dialog.get_by_role("heading", name="This job has been removed.")).to_be_visible()
+    dialog.get_by_role("button", name="Next").click()
+    expect(dialog.get_by_role("heading", name=third)).to_be_visible()
+    dialog.get_by_role("button", name="Previous").click()
+    expect(dialog.get_by_role("heading", name=first)).to_be_visible()
+
+
+def test_a_change_that_is_refused_or_waits_says_so_in_the_dialog(
+    page: Page, site: Site, tmp_path: Path
+) -> None:
+    site.service.error = ModelFailed("out of memory")
+    submit_all(page, write(tmp_path, "one.png"))
+    states(page, failed=1)
+    page.get_by_role("button", name="Open one.png").click()
+    dialog = page.get_by_role("dialog")
+    answer = {"status": 409, "json": {"error": "the job is locked"}}
+    page.route(
+        "**/api/v1/jobs/*",
+        lambda route: (
+            route.continue_() if route.request.method == "GET" else route.fulfill(**answer)
+        ),
+    )
+    act(page, "Retry")
+    refusal = dialog.get_by_role("alert").filter(has_text="The job is locked.")
+    expect(refusal).to_be_visible()
+    answer["status"] = 503
+    act(page, "Retry")
+    expect(dialog.get_by_text("The change goes on by itself.")).to_be_visible()
+    expect(refusal).to_have_count(0)
+    act(page, "Stop")
+    expect(dialog.get_by_role("button", name="Retry")).to_be_enabled()
+
+
+def test_a_picture_that_could_not_be_loaded_is_loaded_later(
+    browser: Browser, site: Site, tmp_path: Path
+) -> None:
+    statuses = [503, 401]
+
+    def fail(route: Route) -> None:
+        if statuses:
+            route.fulfill(status=statuses.pop(0), json={"error": "not now"})
+        else:
+            route.continue_()
+
+    for page in opened(browser, site.url):
+        submit_elsewhere(page, site, write(tmp_path, "one.png"))
+        page.route("**/pictures/*", fail)
+        page.get_by_role("tab", name="Jobs").click()
+        wait_until(page, lambda: not statuses)
+        expect(page.locator(".job .thumb img")).to_have_count(0)
+        page.get_by_role("button", name="Open one.png").click()
+        expect(page.get_by_role("dialog").locator(".frame img")).to_be_visible()
+        page.unroute("**/pictures/*", fail)
+        page.get_by_role("button", name="Close").click()
+        thumbnail = page.locator(".job .thumb img")
+        assert thumbnail.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 96
+
+
+def test_the_watches_stay_if_the_server_is_away_for_a_moment(page: Page) -> None:
+    watch = {"id": "w1", "source": "rtsp://gate", "status": "running", "recent_events": []}
+    statuses = [200, 503, 200, 404]
+    seen: list[str] = []
+
+    def answer(route: Route) -> None:
+        seen.append(route.request.method)
+        status = statuses[min(len(seen), len(statuses)) - 1]
+        route.fulfill(status=status, json={"watches": [watch]} if status == 200 else {})
+
+    page.route("**/api/v1/watches*", answer)
+    page.reload()
+    stop = page.get_by_role("button", name="Stop the watch of rtsp://gate")
+    expect(stop).to_be_visible()
+    wait_until(page, lambda: len(seen) == 2)
+    expect(stop).to_be_visible()
+    wait_until(page, lambda: len(seen) == 4)
+    expect(stop).to_have_count(0)
