@@ -216,7 +216,7 @@ def test_jobs_are_canceled_and_removed_many_at_a_time(page: Page, site: Site, fo
     drop(page, folder)
     expect(page.get_by_text("20 pictures ready")).to_be_visible()
     submit(page)
-    states(page, running=2, queued=18)
+    expect(page.get_by_test_id("progress")).to_contain_text("20 of 20 uploaded")
     page.get_by_role("checkbox", name="Select 00.png").check()
     act(page, "Cancel")
     states(page, canceled=1)
@@ -300,7 +300,7 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
         pages = opened_jobs(browser, site.url)
         page = next(pages)
         submit_all(page, *sorted((folder / "left").iterdir()))
-        states(page, running=2, queued=8)
+        expect(page.locator(".job")).to_have_count(10)
     expect(page.get_by_text("Not connected")).to_be_visible()
     expect(
         page.get_by_text("The server does not answer. The list goes on by itself")
@@ -444,6 +444,8 @@ def test_a_missing_key_is_asked_for_and_shows_its_own_jobs_only(
             page.get_by_label("API key").press("Enter")
             expect(page.locator(".job")).to_have_count(0)
             expect(page.get_by_text("No jobs yet.")).to_be_visible()
+            expect(page.get_by_test_id("progress")).to_contain_text("1 not in the list")
+            expect(page.get_by_role("progressbar", name="Progress")).to_have_js_property("value", 0)
 
 
 def test_everything_is_reached_by_keyboard(page: Page, site: Site, tmp_path: Path) -> None:
