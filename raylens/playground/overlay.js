@@ -23,33 +23,23 @@ const round = (fraction) => Math.round(1000 * fraction) / 10
  */
 export function findingsOf(run) {
   const name = (index) => strings.result.finding(run.request.prompt, index + 1)
-  const boxes = run.boxes.map((box, index) => ({
-    name: name(index),
-    x: box.x_min,
-    y: box.y_min,
-    width: box.x_max - box.x_min,
-    height: box.y_max - box.y_min,
-    isPoint: false,
-  }))
-  const points = run.points.map(({ x, y }, index) => ({
-    name: name(index),
-    x,
-    y,
-    width: 0,
-    height: 0,
-    isPoint: true,
-  }))
+  const boxes = run.boxes.map((box, index) => asFinding(name(index), box))
+  const points = run.points.map((point, index) => asFinding(name(index), point))
   const grounded = groundedParts(run).flatMap(({ text, points: places }) =>
-    places.map(([x, y]) => ({
-      name: text.trim() || strings.result.reasoning,
-      x,
-      y,
-      width: 0,
-      height: 0,
-      isPoint: true,
-    })),
+    places.map(([x, y]) => asFinding(text.trim() || strings.result.reasoning, { x, y })),
   )
   return [...boxes, ...points, ...grounded]
+}
+
+/**
+ * @param {string} name
+ * @param {any} place a box or a point as the server has it
+ * @returns {Finding}
+ */
+export function asFinding(name, { x, y, x_min, y_min, x_max, y_max }) {
+  if (x !== undefined) return { name, x, y, width: 0, height: 0, isPoint: true }
+  const [width, height] = [x_max - x_min, y_max - y_min]
+  return { name, x: x_min, y: y_min, width, height, isPoint: false }
 }
 
 /**
