@@ -141,14 +141,13 @@ function useServer(keyVersion, state) {
     const { signal } = abort
     const note = (error) => {
       if (!signal.aborted) setKnown((old) => ({ ...old, serverError: error }))
-      throw error
     }
     const asked = ['api/v1/playground', 'api/v1/pipelines/schemas'].map((path) =>
-      patiently(() => ask(path, { signal }).catch(note), signal),
+      patiently(() => ask(path, { signal }), signal, note),
     )
     Promise.all(asked).then(
       ([server, schemas]) => setKnown({ server, schemas, serverError: null }),
-      () => {}, // it is noted
+      note,
     )
     return () => abort.abort()
   }, [keyVersion, isAway])

@@ -14,6 +14,7 @@ import { inBase64, readVideo, sniffVideo } from './videos.js'
  * @property {Blob} blob
  * @property {string} view the URL of what the page shows
  * @property {string} thumbnail its URL; empty if the browser can't show the file
+ * @property {object} lease of its URLs
  * @property {string} [address] the web address from which the server takes it
  * @property {string} [example] the name of a bundled example
  * @property {number} [width]

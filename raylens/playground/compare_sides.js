@@ -47,8 +47,7 @@ function useSide(picture) {
   const [model, setModel] = useState('')
   const [values, setValues] = useState({})
   const [active, setActive] = useState(null)
-  const { run, start, stop } = useRuns()
+  const { run, start, stop } = useRuns(picture, 1)
   const change = (name, value) => setValues((old) => ({ ...old, [name]: value }))
-  const shown = run?.picture === picture ? run : null
-  return { model, setModel, values, change, active, setActive, run: shown, start, stop }
+  return { model, setModel, values, change, active, setActive, run, start, stop }
 }

@@ -6,6 +6,9 @@ import { getKey, root, setKey } from './server.js'
 import { strings } from './strings.js'
 import { getTheme, setTheme, THEMES } from './theme.js'
 
+/** What a header may carry: visible ASCII. Blanks around a key that was pasted are dropped. */
+const KEY_PATTERN = '\\s*[!-~]+\\s*'
+
 /**
  * @param {{
  *   tabs: {id: string, label: string}[],
@@ -92,6 +95,8 @@ function KeyMenu({ detailsRef, onKey }) {
             autocomplete="off"
             spellcheck="false"
             required
+            pattern=${KEY_PATTERN}
+            title=${texts.signs}
             aria-describedby="key-hint"
           />
           <p class="hint" id="key-hint">${texts.help}</p>

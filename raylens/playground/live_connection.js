@@ -68,17 +68,3 @@ export function deferred() {
   })
   return { promise, resolve }
 }
-
-/** Wait for a time. Returns early if `signal` fires. @param {number} ms @param {AbortSignal} signal */
-export function sleep(ms, signal) {
-  return new Promise((resolve) => {
-    const wake = () => {
-      clearTimeout(timer)
-      signal.removeEventListener('abort', wake)
-      resolve()
-    }
-    const timer = setTimeout(wake, ms)
-    signal.addEventListener('abort', wake)
-    if (signal.aborted) wake()
-  })
-}

@@ -1,10 +1,11 @@
 // A session of live video: it opens its connection, opens another one if that breaks off, and keeps
 // what has come.
 
-import { asShown, Lost, mayRetry, sleep } from './live_connection.js'
+import { asShown, Lost, mayRetry } from './live_connection.js'
 import { SocketConnection } from './live_socket.js'
 import { SourceError } from './live_source.js'
 import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
+import { sleep } from './patience.js'
 import { strings } from './strings.js'
 
 const MAX_ANSWERS = 50
@@ -72,6 +73,8 @@ export class LiveSession {
   #connection = null
   #values
   #lacksWebRtc = false
+  /** As of performance.now(); infinite until it is live. */
+  #liveSince = Number.POSITIVE_INFINITY
   #resultTimes = []
   #roundTripMs = 0
 
@@ -119,10 +122,9 @@ export class LiveSession {
     try {
       await this.#openSource()
       for (let attempt = 0; !signal.aborted; attempt += 1) {
-        const openedAt = performance.now()
         const lost = await this.#connect()
         if (signal.aborted) return
-        if (performance.now() - openedAt > STEADY_MS) attempt = 0
+        if (performance.now() - this.#liveSince > STEADY_MS) attempt = 0
         if (!mayRetry(lost)) throw lost
         await this.#waitToRetry(lost, attempt)
       }
@@ -145,11 +147,13 @@ export class LiveSession {
   /** Connect, and return why the connection has ended, or why there is none. */
   async #connect() {
     this.state = 'connecting'
+    this.#liveSince = Number.POSITIVE_INFINITY
     this.#onChange()
     try {
       const connection = await this.#open()
       if (this.#abort.signal.aborted) return null
       this.state = 'live'
+      this.#liveSince = performance.now()
       this.kind = connection.kind
       this.annotated = connection.video
       this.error = null

@@ -5,6 +5,7 @@ import { Notice, Segmented } from './controls.js'
 import { Form, readFields } from './form.js'
 import { asSentence } from './server.js'
 import { strings } from './strings.js'
+import { ModelSelect, modelsFor } from './task_settings.js'
 
 /** The setting that `features` in the hints of others refers to. */
 const FEATURE = 'feature'
@@ -57,7 +58,7 @@ export function promptOf(fields, values) {
  *   pipeline: any,
  *   fields: import('./form.js').Field[],
  *   values: Record<string, any>,
- *   models: Record<string, any>,
+ *   health: any,
  *   session: import('./live_session.js').LiveSession | null,
  *   onPipeline: (id: string) => void,
  *   onChange: (name: string, value: any) => void,
@@ -69,7 +70,7 @@ export function LiveSettings({
   pipeline,
   fields,
   values,
-  models,
+  health,
   session,
   onPipeline,
   onChange,
@@ -77,6 +78,7 @@ export function LiveSettings({
   const shown = effectiveFields(fields, values, session)
   const feature = shown.find(({ name }) => name === FEATURE)
   const model = shown.find(({ name }) => name === MODEL)
+  const able = modelsFor(health, featureOf(fields, values))
   const form = { prefix: 'live', values, onChange }
   const isInput = ({ category }) => category === 'input'
   const others = shown.filter((field) => field !== feature && field !== model && !isInput(field))
@@ -109,9 +111,9 @@ export function LiveSettings({
       model &&
       html`
         <${ModelSelect}
-          models=${models}
-          feature=${featureOf(fields, values)}
-          value=${values[MODEL] ?? ''}
+          id="live-model"
+          models=${able}
+          value=${able.includes(values[MODEL]) ? values[MODEL] : ''}
           onChange=${(name) => onChange(MODEL, name)}
         />
       `
@@ -156,26 +158,6 @@ function PipelineSelect({ pipelines, pipeline, isFixed, onPipeline }) {
         )}
       </select>
       <p class="hint" id="live-pipeline-hint">${pipeline?.description}</p>
-    </div>
-  `
-}
-
-function ModelSelect({ models, feature, value, onChange }) {
-  const { settings } = strings
-  const able = Object.entries(models)
-    .filter(([, info]) => !info.loaded || info.tasks.includes(feature))
-    .map(([name]) => name)
-  return html`
-    <div class="field">
-      <label for="live-model">${settings.model}</label>
-      <select id="live-model" onChange=${(event) => onChange(event.target.value)}>
-        <option value="" selected=${!able.includes(value)}>${settings.modelDefault}</option>
-        ${able.map(
-          (name) => html`
-            <option key=${name} value=${name} selected=${name === value}>${name}</option>
-          `,
-        )}
-      </select>
     </div>
   `
 }

@@ -1,7 +1,8 @@
 // Live video over a WebSocket, if WebRTC doesn't work: one JPEG file after another, each taken when
 // the one before has its answer, so that none is old. docs/realtime.md describes the messages.
 
-import { deferred, Lost, sleep } from './live_connection.js'
+import { deferred, Lost } from './live_connection.js'
+import { sleep } from './patience.js'
 import { takeFrame } from './pictures.js'
 import { asSentence, getKey, root } from './server.js'
 import { strings } from './strings.js'

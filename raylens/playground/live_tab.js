@@ -1,6 +1,6 @@
 // The tab "Live": a camera or a video file, answered as it goes on.
 
-import { html, useCallback, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { useDrops } from './drops.js'
 import { Recording } from './live_recording.js'
@@ -12,8 +12,10 @@ import { SourceBar } from './live_source_bar.js'
 import { Problem, Tools } from './live_tools.js'
 import { LiveView, useFullScreen, viewOf } from './live_view.js'
 import { PictureError, readPicture } from './pictures.js'
+import { useFrames } from './runs.js'
 import { save, saveBlob } from './save.js'
 import { strings } from './strings.js'
+import { isPocket } from './task_settings.js'
 
 const DEFAULT_PIPELINE = 'moondream'
 /** Of 640×480. */
@@ -52,7 +54,7 @@ export function LiveTab(props) {
   const values = allValues[pipeline?.id] ?? {}
   const isOpen = session?.isOpen ?? false
   const subject = promptOf(fields, values)
-  const isPocket = answersFromPocket(health, server, session?.result?.model || values.model)
+  const answering = session?.result?.model || values.model || server?.models[0]
   const hasResults = featureOf(fields, values) !== undefined
   const look = () => viewOf(session, isMirrored, subject, hasResults)
   const recording = useRecording(() => ({ video: video.current, view: look() }), isOpen)
@@ -122,13 +124,12 @@ export function LiveTab(props) {
         >
           <h2 id="live-settings-title" class="hidden">${strings.settings.title}</h2>
           <${LiveSettings}
-            ...${{ pipelines, pipeline, fields, values }}
-            models=${health?.models ?? {}}
+            ...${{ pipelines, pipeline, fields, values, health }}
             session=${isOpen ? session : null}
             onPipeline=${setPipelineId}
             onChange=${change}
           />
-          ${isPocket && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
+          ${isPocket(health, answering) && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
         </form>
         <${LiveResult}
           ...${{ session, subject }}
@@ -139,28 +140,15 @@ export function LiveTab(props) {
   `
 }
 
-/** Return whether a model is a pocket model; without a name, the one that the server chooses. */
-function answersFromPocket(health, server, name) {
-  const { checkpoint } = health?.models[name || server?.models[0]] ?? {}
-  return /(^|\/)pocket\b/.test(checkpoint ?? '')
-}
-
 /** Return messages as JSON lines. */
 const linesOf = (messages) => messages.map((message) => `${JSON.stringify(message)}\n`).join('')
 
 /** The session of this tab, which ends if the page is left. */
 function useSession() {
   const [session, setSession] = useState(null)
-  const [, setVersion] = useState(0)
   const current = useRef(null)
-  const frame = useRef(0)
   const changes = useRef({ timer: 0, values: {} })
-  const update = useCallback(() => {
-    frame.current ||= requestAnimationFrame(() => {
-      frame.current = 0
-      setVersion((version) => version + 1)
-    })
-  }, [])
+  const update = useFrames()
   useEffect(() => {
     const onLeave = () => current.current?.stop()
     window.addEventListener('pagehide', onLeave)

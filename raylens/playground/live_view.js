@@ -1,7 +1,7 @@
 // The video of the tab "Live", and what lies over it.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { Marks } from './overlay.js'
+import { asFinding, Marks } from './overlay.js'
 import { strings } from './strings.js'
 
 /**
@@ -36,18 +36,9 @@ export function viewOf(session, isMirrored, subject, hasResults) {
 /** @returns {import('./overlay.js').Finding[]} */
 function findingsOf(result, subject, isMirrored) {
   const places = result?.objects ?? result?.points ?? []
-  return places.map(({ number, x, y, x_min, x_max, y_min, y_max }) => {
-    const isPoint = x !== undefined
-    const width = isPoint ? 0 : x_max - x_min
-    const left = isPoint ? x : x_min
-    return {
-      name: strings.result.finding(subject, number),
-      x: isMirrored ? 1 - left - width : left,
-      y: isPoint ? y : y_min,
-      width,
-      height: isPoint ? 0 : y_max - y_min,
-      isPoint,
-    }
+  return places.map((place) => {
+    const finding = asFinding(strings.result.finding(subject, place.number), place)
+    return isMirrored ? { ...finding, x: 1 - finding.x - finding.width } : finding
   })
 }
 

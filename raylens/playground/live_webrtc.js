@@ -2,7 +2,7 @@
 // docs/realtime.md describes the routes and messages.
 
 import { deferred, Lost } from './live_connection.js'
-import { ask, asSentence, send, ServerError } from './server.js'
+import { ask, asSentence, getKey, send, ServerError } from './server.js'
 import { strings } from './strings.js'
 
 const ICE_SERVERS = 'api/v1/webrtc/ice-servers'
@@ -36,6 +36,8 @@ export class WebRtcConnection {
   /** Settings that were changed before the channel was open. */
   #unsent = {}
   #request
+  /** Of the whole session: the server lets nobody else change or end it. */
+  #key = getKey()
 
   /** @param {import('./live_connection.js').Request} request */
   constructor(request) {
@@ -47,7 +49,7 @@ export class WebRtcConnection {
   async open() {
     const { stream, pipelineId, values, isPaused } = this.#request
     if (!window.RTCPeerConnection) throw new WebRtcUnavailable(strings.live.noWebRtc, true)
-    const peer = new RTCPeerConnection(await askIceServers())
+    const peer = new RTCPeerConnection(await askIceServers(this.#key))
     this.#peer = peer
     this.#channel = peer.createDataChannel(CHANNEL)
     this.#channel.onmessage = ({ data }) => this.#take(JSON.parse(data))
@@ -59,8 +61,9 @@ export class WebRtcConnection {
     await peer.setLocalDescription()
     const { sdp, type } = peer.localDescription
     const initialParameters = { ...values, pipeline_ids: [pipelineId], paused: isPaused }
+    const json = { sdp, type, initialParameters }
     // Not aborted if the user stops meanwhile: the session's id is needed to end it.
-    const answer = await ask(OFFER, { json: { sdp, type, initialParameters } }).catch(asUnavailable)
+    const answer = await ask(OFFER, { json, key: this.#key }).catch(asUnavailable)
     this.#sessionId = answer.sessionId
     if (this.#isClosed) return this.close()
     await peer.setRemoteDescription({ sdp: answer.sdp, type: answer.type })
@@ -97,8 +100,8 @@ export class WebRtcConnection {
     clearTimeout(this.#interrupted)
     if (this.#sessionId) {
       const path = `${OFFER}/${this.#sessionId}`
-      // The server may have ended it before.
-      this.#farewell = send(path, { method: 'DELETE', keepalive: true }).catch(() => {})
+      const options = { method: 'DELETE', keepalive: true, key: this.#key }
+      this.#farewell = send(path, options).catch(() => {}) // The server may have ended it before.
       this.#sessionId = ''
     }
     this.#farewell.then(() => this.#peer?.close())
@@ -111,7 +114,7 @@ export class WebRtcConnection {
     const candidates = this.#candidates.splice(0)
     const path = `${OFFER}/${this.#sessionId}`
     // If one is lost, another may do; if none does, there is no connection in time.
-    send(path, { method: 'PATCH', json: { candidates } }).catch(() => {})
+    send(path, { method: 'PATCH', json: { candidates }, key: this.#key }).catch(() => {})
   }
 
   async #connected() {
@@ -153,9 +156,9 @@ export class WebRtcConnection {
   }
 }
 
-async function askIceServers() {
+async function askIceServers(key) {
   try {
-    return await ask(ICE_SERVERS)
+    return await ask(ICE_SERVERS, { key })
   } catch (error) {
     if (error.status === 404) throw new WebRtcUnavailable(strings.live.webRtcOff, false)
     throw error

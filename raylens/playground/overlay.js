@@ -44,6 +44,17 @@ export function findingsOf(run) {
 }
 
 /**
+ * @param {string} name
+ * @param {any} place a box or a point as the server has it
+ * @returns {Finding}
+ */
+export function asFinding(name, { x, y, x_min, y_min, x_max, y_max }) {
+  if (x !== undefined) return { name, x, y, width: 0, height: 0, isPoint: true }
+  const [width, height] = [x_max - x_min, y_max - y_min]
+  return { name, x: x_min, y: y_min, width, height, isPoint: false }
+}
+
+/**
  * Return the reasoning in parts. `first` is the finding that a part begins with, if it has points.
  * @param {import('./run.js').Run} run
  * @returns {{text: string, points: [number, number][], first: number}[]}

@@ -5,7 +5,7 @@ import { Camera } from './camera.js'
 import { useDrops } from './drops.js'
 import { PictureWithFindings } from './overlay.js'
 import { asPictureError, EXAMPLES, readAddress, readAny, readExample } from './picture_files.js'
-import { PictureError, SHRINK_SIDES, THUMBNAIL } from './pictures.js'
+import { PictureError, SHRINK_SIDES, THUMBNAIL, TooLargeError } from './pictures.js'
 import { strings } from './strings.js'
 
 /** @typedef {import('./pictures.js').Picture} Picture */
@@ -46,7 +46,12 @@ export function PictureInput(props) {
     }
     setLoading(false)
   }
-  const takeBlob = (blob, name) => take(() => readAny(blob, name, limits, side))
+  /** Raise the error about a file, with advice if shrinking may help. */
+  const advise = (error) => {
+    if (side !== null || !(error instanceof TooLargeError)) throw error
+    throw new PictureError(texts.shrinkFirst(error.message))
+  }
+  const takeBlob = (blob, name) => take(() => readAny(blob, name, limits, side).catch(advise))
   const takeAddress = (text) => take(() => readAddress(text, limits))
   const takeExample = (example) =>
     take(() => readExample(example.file, limits, side), example.id)

@@ -17,6 +17,7 @@ const HEADER_BYTES = 32
  * @property {number} height upright
  * @property {string} view the URL of what the page shows
  * @property {string} thumbnail its URL
+ * @property {object} lease of its URLs
  * @property {string} [address] the web address from which the server takes it
  * @property {string} [example] the name of a bundled example
  */
@@ -32,8 +33,24 @@ const HEADER_BYTES = 32
 /** A picture that can't be sent. Its message is a sentence for the user. */
 export class PictureError extends Error {}
 
+/** A picture of which a smaller copy may be sent. */
+export class TooLargeError extends PictureError {}
+
 /** A format that the server reads, but not this browser. */
 export class UndisplayableError extends Error {}
+
+const leases = new FinalizationRegistry((urls) => urls.forEach((url) => URL.revokeObjectURL(url)))
+
+/**
+ * Return an object that keeps URLs valid, to be held by what shows them and by its copies. Browsers
+ * keep in memory what a URL leads to until it is revoked: here, once nobody holds the lease.
+ * @param {string[]} urls
+ */
+export function leaseOf(urls) {
+  const lease = {}
+  leases.register(lease, urls)
+  return lease
+}
 
 /** @param {Blob} blob @returns {Promise<Uint8Array>} the bytes that tell its type */
 export async function readHead(blob) {
@@ -82,11 +99,13 @@ export async function readPicture(blob, name, limits, side, hasWholeThumbnail = 
       : { blob: typed, width: bitmap.width, height: bitmap.height }
     if (limits) check(sent, name, limits)
     const thumbnail = await (hasWholeThumbnail ? drawWhole : drawThumbnail)(bitmap)
+    const view = URL.createObjectURL(sent.blob)
     return {
       name: isLarger ? renamed(name, sent.blob.type) : name,
       ...sent,
-      view: URL.createObjectURL(sent.blob),
+      view,
       thumbnail,
+      lease: leaseOf([view, thumbnail]),
     }
   } finally {
     bitmap.close()
@@ -112,21 +131,19 @@ function check({ blob, width, height }, name, limits) {
   const { errors } = strings
   const longest = Math.max(width, height)
   const shortest = Math.min(width, height)
-  let problem = ''
   checkBytes(blob, name, limits)
   if (longest > limits.max_image_side)
-    problem = errors.sideTooLong(name, longest, limits.max_image_side)
-  else if (width * height > limits.image_pixels)
-    problem = errors.tooManyPixels(name, width, height, limits.image_pixels)
-  else if (shortest < limits.min_image_side)
-    problem = errors.sideTooShort(name, shortest, limits.min_image_side)
-  if (problem) throw new PictureError(problem)
+    throw new TooLargeError(errors.sideTooLong(name, longest, limits.max_image_side))
+  if (width * height > limits.image_pixels)
+    throw new TooLargeError(errors.tooManyPixels(name, width, height, limits.image_pixels))
+  if (shortest < limits.min_image_side)
+    throw new PictureError(errors.sideTooShort(name, shortest, limits.min_image_side))
 }
 
 /** @param {Blob} blob @param {string} name @param {Limits} limits */
 export function checkBytes(blob, name, limits) {
   if (blob.size > limits.image_bytes) {
-    throw new PictureError(strings.errors.tooManyBytes(name, blob.size, limits.image_bytes))
+    throw new TooLargeError(strings.errors.tooManyBytes(name, blob.size, limits.image_bytes))
   }
 }
 

@@ -11,21 +11,36 @@ const pretty = (value) => (typeof value === 'string' ? value : JSON.stringify(va
 
 /** @param {{run: import('./run.js').Run}} props */
 export function Json({ run }) {
-  const { result } = strings
   const { request, picture } = run
   const image =
-    picture.address ?? `data:${picture.blob.type};base64,${result.picture(picture.blob.size)}`
-  const shown = pretty({ image_url: image, ...request.body })
+    picture.address ??
+    `data:${picture.blob.type};base64,${strings.result.picture(picture.blob.size)}`
+  return html`
+    <${Exchange}
+      run=${run}
+      shown=${{ image_url: image, ...request.body }}
+      getBody=${() => withPicture(request.body, picture)}
+    />
+  `
+}
+
+/**
+ * A request's body and its answer.
+ * @param {{run: import('./run.js').Run, shown: any, getBody: () => Promise<any>}} props
+ * `shown` is the body without its pictures, `getBody` returns the one that is copied.
+ */
+export function Exchange({ run, shown, getBody }) {
+  const { result } = strings
   const answer = run.answer ?? run.error?.answer
   return html`
     <h3>
       ${result.request}
-      <code>POST /${request.path}</code>
+      <code>POST /${run.request.path}</code>
     </h3>
     <${CodeBlock}
       label=${result.request}
-      text=${shown}
-      getText=${async () => pretty(await withPicture(request.body, picture))}
+      text=${pretty(shown)}
+      getText=${async () => pretty(await getBody())}
     />
     ${
       answer &&
@@ -39,24 +54,47 @@ export function Json({ run }) {
 
 /** @param {{id: string, run: import('./run.js').Run, model: string}} props */
 export function Code({ id, run, model }) {
+  const { picture } = run
+  return html`
+    <${Snippet} ...${{ id, run, model }} snippets=${SNIPPETS} />
+    ${
+      !picture.address &&
+      !picture.example &&
+      html`
+        <p>
+          <a href=${picture.view} download=${picture.name}>${strings.code.save(picture.name)}</a>
+        </p>
+      `
+    }
+  `
+}
+
+/**
+ * A request as code, in the language that is chosen.
+ * @param {{
+ *   id: string,
+ *   run: import('./run.js').Run,
+ *   model: string,
+ *   snippets: Record<string, (source: any) => {text: string, notes: string[]}>,
+ * }} props
+ */
+export function Snippet({ id, run, model, snippets }) {
   const [language, setLanguage] = useState('curl')
   const { code } = strings
   const { request, picture } = run
-  const source = {
+  const { text, notes } = snippets[language]({
     request,
     picture,
     root,
     hasKey: getKey() !== '',
     model: run.model || request.body.model || model,
-  }
-  const { text, notes } = SNIPPETS[language](source)
-  const options = Object.keys(SNIPPETS).map((id) => ({ id, label: code[id] }))
+  })
   return html`
     <${Segmented}
       name=${`${id}-language`}
       class="language"
       label=${code.label}
-      options=${options}
+      options=${Object.keys(snippets).map((name) => ({ id: name, label: code[name] }))}
       value=${language}
       onChange=${setLanguage}
     />
@@ -66,12 +104,5 @@ export function Code({ id, run, model }) {
         <p class="hint" key=${note}>${note}</p>
       `,
     )}
-    ${
-      !picture.address &&
-      !picture.example &&
-      html`
-        <p><a href=${picture.view} download=${picture.name}>${code.save(picture.name)}</a></p>
-      `
-    }
   `
 }

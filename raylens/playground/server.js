@@ -1,12 +1,13 @@
 // What the page asks the server, with the key, and its errors as sentences that say what to do.
 
+import { Kept } from './storage.js'
 import { readEvents } from './streams.js'
 import { strings } from './strings.js'
 
 /** The application's root, also below a prefix. Ends with a slash. */
 export const root = new URL('..', import.meta.url).href
 
-const KEY = 'raylens.key'
+const keptKey = new Kept('sessionStorage', 'raylens.key')
 const RETRY_S = 5
 
 /** A request that got no answer, or an error. Its message is a sentence for the user. */
@@ -31,13 +32,12 @@ export class ServerError extends Error {
 
 /** @returns {string} the key of this tab; empty without one */
 export function getKey() {
-  return sessionStorage.getItem(KEY) ?? ''
+  return keptKey.get()
 }
 
 /** @param {string} key empty forgets it */
 export function setKey(key) {
-  if (key) sessionStorage.setItem(KEY, key)
-  else sessionStorage.removeItem(KEY)
+  keptKey.set(key)
 }
 
 /**
@@ -47,6 +47,7 @@ export function setKey(key) {
  * @property {AbortSignal} [signal]
  * @property {Record<string, string>} [headers]
  * @property {boolean} [keepalive] whether it goes on if the page is left
+ * @property {string} [key] that of this tab by default
  */
 
 /**
@@ -54,8 +55,8 @@ export function setKey(key) {
  * @param {string} path such as "v1/caption"
  * @param {Options} options
  */
-export async function send(path, { json, method, signal, keepalive, headers = {} } = {}) {
-  const key = getKey()
+export async function send(path, options = {}) {
+  const { json, method, signal, keepalive, headers = {}, key = getKey() } = options
   const request = {
     method: method ?? (json === undefined ? 'GET' : 'POST'),
     signal,
@@ -150,6 +151,7 @@ function explain(status, detail, retryAfter) {
   if (status === 429) return errors.limit(sentence, retryAfter ?? RETRY_S)
   if (status === 503) return errors.unavailable(sentence, retryAfter ?? RETRY_S)
   if (status === 504) return errors.timeout
+  if (status === 507) return errors.full(sentence)
   if (status >= 500) return errors.failed(sentence)
   return errors.refused(sentence)
 }

@@ -1,10 +1,10 @@
-// Server-sent events and lines of JSON, parsed as they arrive.
+// Server-sent events, parsed as they arrive.
 
 /**
  * Yield the lines of a stream, without their ends: \n, \r\n or \r.
  * @param {ReadableStream<Uint8Array>} stream
  */
-export async function* readLines(stream) {
+async function* readLines(stream) {
   const reader = stream.getReader()
   const decoder = new TextDecoder()
   let rest = ''
@@ -50,14 +50,6 @@ export async function* readEvents(stream) {
     else if (name === 'event') event = value
     else if (name === 'id') id = value
   }
-}
-
-/**
- * Yield the values of a stream of JSON lines.
- * @param {ReadableStream<Uint8Array>} stream
- */
-export async function* readJsonLines(stream) {
-  for await (const line of readLines(stream)) if (line.trim()) yield JSON.parse(line)
 }
 
 /**

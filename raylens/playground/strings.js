@@ -69,6 +69,7 @@ export const strings = {
     help: 'Kept in this tab only, and sent with each request to this server.',
     save: 'Use key',
     forget: 'Forget',
+    signs: 'A key has letters, digits and signs of ASCII, and no blanks.',
   },
 
   state: {
@@ -207,7 +208,7 @@ export const strings = {
     shrink: 'Shrink before upload',
     shrinkOff: 'Off',
     shrinkTo: (side) => `to ${side} px`,
-    clear: 'Remove picture',
+    shrinkFirst: (reason) => `${reason} Turn on “Shrink before upload”, and choose it again.`,
     take: 'Take picture',
     cancel: 'Cancel',
     cameraTitle: 'Camera',
@@ -411,7 +412,7 @@ export const strings = {
       `This chat has ${number.format(actual)} characters; the server takes up to ` +
       `${number.format(limit)}. Shorten your message, or start a new chat.`,
     tooManyBytes: (actual, limit) =>
-      `The pictures and videos of this chat have ${size(actual)}; the server takes up to ` +
+      `The pictures and videos of this chat are ${size(actual)}; the server takes up to ` +
       `${size(limit)} in a request. Remove some, or start a new chat.`,
   },
 
@@ -667,10 +668,10 @@ export const strings = {
       `${plural(seconds, 'second', 'seconds')}.`,
     timeout:
       'The answer took longer than the server allows. Ask for a shorter answer, or ' +
-      'shrink the picture.',
-    tooLarge: (detail) =>
-      `The server refuses a request of this size. Shrink the picture. ${detail}`,
-    failed: (detail) => `The model failed on this request. ${detail}`,
+      'use a smaller picture.',
+    tooLarge: (detail) => `The server takes no request of this size. ${detail}`,
+    full: (detail) => `The server has no room left for this. ${detail}`,
+    failed: (detail) => `The server failed on this request. ${detail}`,
     refused: (detail) => `The server refuses this request. ${detail}`,
     interrupted: 'The answer broke off: the connection ended before it was complete. Try again.',
     unreadable:
@@ -683,7 +684,7 @@ export const strings = {
       `${name} is neither a picture nor a video. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ` +
       'MP4, WebM or AVI file.',
     videoTooLarge: (name, actual, limit) =>
-      `${name} has ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
+      `${name} is ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
       'choose a smaller one.',
     videoTooLong: (name, actual, limit) =>
       `${name} is ${duration(1000 * actual)} long; this server takes videos up to ` +
@@ -693,15 +694,12 @@ export const strings = {
       `${name} can’t be read. It may have been moved or changed since it was chosen.`,
     damaged: (name) => `${name} can’t be read: the file seems to be damaged. Choose another one.`,
     tooManyBytes: (name, actual, limit) =>
-      `${name} has ${size(actual)}; this server takes pictures up to ${size(limit)}. ` +
-      `Turn on “Shrink before upload”, and choose it again.`,
+      `${name} is ${size(actual)}; this server takes pictures up to ${size(limit)}.`,
     tooManyPixels: (name, width, height, limit) =>
       `${name} has ${width} × ${height} pixels; this server takes up to ` +
-      `${number.format(limit / 1e6)} megapixels. Turn on “Shrink before upload”, and choose it ` +
-      'again.',
+      `${number.format(limit / 1e6)} megapixels.`,
     sideTooLong: (name, side, limit) =>
-      `${name} has a side of ${side} pixels; this server takes up to ${limit}. Turn on ` +
-      `“Shrink before upload”, and choose it again.`,
+      `${name} has a side of ${side} pixels; this server takes up to ${limit}.`,
     sideTooShort: (name, side, limit) =>
       `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose ` +
       `a larger picture.`,

@@ -95,6 +95,11 @@ export function abilitiesOf(health, model) {
   return asked.flatMap((info) => info?.tasks ?? [])
 }
 
+/** Whether a model knows drawn shapes only. @param {any} health @param {string} model */
+export function isPocket(health, model) {
+  return /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
+}
+
 /**
  * Whether a model that knows drawn shapes only is asked about something else.
  * @param {any} health
@@ -103,11 +108,6 @@ export function abilitiesOf(health, model) {
  */
 export function isBeyondPocket(health, model, picture) {
   return isPocket(health, model) && picture !== null && picture.example !== 'scene.png'
-}
-
-/** Whether a model knows drawn shapes only. @param {any} health @param {string} model */
-export function isPocket(health, model) {
-  return /(^|\/)pocket\b/.test(health?.models?.[model]?.checkpoint ?? '')
 }
 
 /**

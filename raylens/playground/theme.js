@@ -1,6 +1,8 @@
 // Light, dark, or as the system has it. The choice stays in this browser.
 
-const KEY = 'raylens.theme'
+import { Kept } from './storage.js'
+
+const kept = new Kept('localStorage', 'raylens.theme')
 
 /** @typedef {'auto' | 'light' | 'dark'} Theme */
 
@@ -9,13 +11,12 @@ export const THEMES = ['auto', 'light', 'dark']
 
 /** @returns {Theme} */
 export function getTheme() {
-  const stored = localStorage.getItem(KEY)
+  const stored = kept.get()
   return THEMES.includes(stored) ? stored : 'auto'
 }
 
 /** @param {Theme} theme */
 export function setTheme(theme) {
-  if (theme === 'auto') localStorage.removeItem(KEY)
-  else localStorage.setItem(KEY, theme)
+  kept.set(theme === 'auto' ? '' : theme)
   document.documentElement.dataset.theme = theme
 }

@@ -18,6 +18,8 @@ import {
 } from './task_settings.js'
 import { buildRequest } from './tasks.js'
 
+const MAX_RUNS = 30
+
 /**
  * @typedef {object} Props
  * @property {boolean} isShown
@@ -38,8 +40,7 @@ export function TryTab(props) {
   useExamplePrompts(source, settings.setValues)
   const [ownError, setError] = useState(null)
   const [active, setActive] = useState(null)
-  const { runs, run: selected, start, stop, select, clear } = useRuns()
-  const run = selected?.picture === picture ? selected : null // another tab may change the picture
+  const { runs, run, start, stop, select, clear } = useRuns(picture, MAX_RUNS)
 
   const takePicture = (next, example) => {
     onSource({ picture: next, example })

@@ -1,6 +1,6 @@
 // Videos before they are sent: their type, size and length, and a frame as their thumbnail.
 
-import { drawThumbnail, PictureError, takeFrame } from './pictures.js'
+import { drawThumbnail, leaseOf, PictureError, takeFrame } from './pictures.js'
 import { strings } from './strings.js'
 
 const PROBE_MS = 5000
@@ -20,6 +20,7 @@ const PROBE_MS = 5000
  * @property {Blob} blob
  * @property {string} view
  * @property {string} thumbnail
+ * @property {object} lease of its URLs
  * @property {number} [seconds]
  * @property {number} [width]
  * @property {number} [height]
@@ -52,9 +53,10 @@ export async function readVideo(blob, name, type, limits) {
   const typed = blob.type === type ? blob : blob.slice(0, blob.size, type)
   const view = URL.createObjectURL(typed)
   const seen = await probe(view)
+  const lease = leaseOf([view, ...(seen.thumbnail ? [seen.thumbnail] : [])])
   if (limits && seen.seconds > limits.video_seconds)
     throw new PictureError(errors.videoTooLong(name, seen.seconds, limits.video_seconds))
-  return { name, blob: typed, view, thumbnail: '', ...seen }
+  return { name, blob: typed, view, thumbnail: '', lease, ...seen }
 }
 
 /** Return how many bytes fit into `chars` characters of base64. */

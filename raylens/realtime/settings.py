@@ -133,28 +133,28 @@ class MoondreamConfig(BaseModel):
         1,
         ge=1,
         le=256,
-        description="Frames of a question or caption, one of each interval, as of a video.",
+        description="How many frames a question or caption is about, one from each interval.",
         json_schema_extra=_ui(14, label="Frames", features=_TEXT),
     )
     event_enter: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that show the object, or say yes, until that has started.",
+        description="Results in a row that show the object, or say yes, before an event starts.",
         json_schema_extra=_ui(11, label="Results Until Start", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that don't, until that has ended.",
+        description="Results in a row that don't before the event ends.",
         json_schema_extra=_ui(12, label="Results Until End", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
-        description="Objects that a frame must have to show them.",
+        description="Least number of objects that counts as seen.",
         json_schema_extra=_ui(13, label="Objects Of An Event", group=_EVENTS, features=_PLACES),
     )
 

@@ -278,7 +278,7 @@ def test_an_answer_can_be_copied(page: Page) -> None:
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (ModelFailed("out of memory"), "The model failed on this request. Out of memory."),
+        (ModelFailed("out of memory"), "The server failed on this request. Out of memory."),
         (Overloaded("it is full", retry_after=3), "It is full. Try again in 3 seconds."),
     ],
 )
@@ -312,7 +312,7 @@ def test_an_error_in_the_middle_of_an_answer_keeps_its_beginning(page: Page, sit
     site.service.error = ModelFailed("out of memory")
     site.service.words_before_error = 3
     say(page, "Hi")
-    expect(page.get_by_role("alert")).to_contain_text("The model failed on this request.")
+    expect(page.get_by_role("alert")).to_contain_text("The server failed on this request.")
     expect(answers(page)).to_have_text("a red circle,")
 
 
@@ -384,7 +384,7 @@ def test_limits_of_the_server_are_told_before_anything_is_sent(browser: Browser)
                 for number, size in enumerate((150_000, 150_000))
             ]
             attach(page, *large)
-            expect(problem).to_contain_text("The pictures and videos of this chat have")
+            expect(problem).to_contain_text("The pictures and videos of this chat are")
             assert not site.service.requests
 
 

@@ -118,6 +118,21 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
             expect(live.locator(".state")).to_have_text("Ended")
 
 
+def test_a_session_is_ended_with_the_key_that_began_it(browser: Browser) -> None:
+    auth = {"keys": [{"name": "me", "hash": hash_key("rl-mine")}]}
+    with visiting(browser, auth=auth) as (site, page, live):
+        live.get_by_role("button", name="Enter key").click()
+        page.get_by_label("API key").fill("rl-mine")
+        page.get_by_label("API key").press("Enter")
+        start(live)
+        page.get_by_text("Key set").click()
+        page.get_by_role("button", name="Forget").click()
+        with page.expect_response(lambda response: response.request.method == "DELETE") as caught:
+            stop(live)
+        assert caught.value.ok
+        wait_until(lambda: site.sessions.count == 0)
+
+
 def drop_candidates(route: Route) -> None:
     if route.request.method == "PATCH":
         route.fulfill(status=204)

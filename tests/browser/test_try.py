@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded
 from raylens.core.keys import hash_key
 from raylens.core.types import Caption, Detect, Length, Query
 from tests.browser.conftest import opened
+from tests.browser.live_page import wait_until
 from tests.browser.site import CAPTION, MAX_BYTES, SCENE, Site, center, find_red, serving
 
 pytestmark = pytest.mark.browser
@@ -327,7 +329,7 @@ def test_a_format_that_only_the_server_reads_is_shown_all_the_same(page: Page, s
     wait_for_picture(page, "scan.jpg")
     expect(page.locator(".about")).to_contain_text("512 × 128")
     give(page, "large.tif", draw(600, 300, format="TIFF"), "image/tiff")
-    expect(page.get_by_role("alert")).to_contain_text("large.tif has 540.")
+    expect(page.get_by_role("alert")).to_contain_text("large.tif is 540.")
 
 
 def test_a_thumbnail_has_fixed_sides_and_the_stage_is_wide(page: Page) -> None:
@@ -387,6 +389,45 @@ def test_stop_ends_the_work_and_keeps_what_has_come(page: Page, site: Site) -> N
     expect(page.get_by_role("button", name="Run")).to_be_visible()
 
 
+@pytest.mark.parametrize(("used", "other"), [("Try", "Compare"), ("Compare", "Try")])
+def test_another_picture_stops_the_run_about_the_one_before(
+    page: Page, site: Site, used: str, other: str
+) -> None:
+    page.get_by_role("tab", name=used).click()
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    site.service.gate.clear()
+    page.get_by_role("button", name=re.compile("^Run")).click()
+    expect(page.get_by_test_id("answer").first).to_have_text("a")
+    site.service.ended.clear()
+    page.get_by_role("tab", name=other).click()
+    page.get_by_role("button", name="Cat").click()
+    assert site.service.ended.wait(5)
+
+
+def test_a_picture_that_is_no_longer_used_leaves_the_browsers_memory(page: Page) -> None:
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    view = page.locator(".frame img").get_attribute("src")
+    for button, name in (("Cat", "cat.jpg"), ("Coffee", "coffee.jpg")):
+        page.get_by_role("button", name=button).click()
+        wait_for_picture(page, name)
+    devtools = page.context.new_cdp_session(page)
+    can_show = """(url) => new Promise((resolve) => {
+      const image = new Image()
+      image.onload = () => resolve(true)
+      image.onerror = () => resolve(false)
+      image.src = url
+    })"""
+
+    def is_gone() -> bool:
+        devtools.send("HeapProfiler.collectGarbage")
+        return not page.evaluate(can_show, view)
+
+    wait_until(is_gone)
+    assert page.evaluate(can_show, page.locator(".frame img").get_attribute("src"))
+
+
 def test_an_earlier_answer_can_be_shown_again(page: Page) -> None:
     page.get_by_role("button", name="Shapes").click()
     wait_for_picture(page, "scene.png")
@@ -429,7 +470,7 @@ def test_preprocessing_is_shown_side_by_side_with_its_steps(page: Page, site: Si
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (ModelFailed("out of memory"), "The model failed on this request. Out of memory."),
+        (ModelFailed("out of memory"), "The server failed on this request. Out of memory."),
         (Overloaded("it is full", retry_after=3), "It is full. Try again in 3 seconds."),
         (DeadlineExceeded("the deadline passed"), "The answer took longer than the server allows."),
     ],
@@ -454,7 +495,7 @@ def test_an_error_in_the_middle_of_an_answer_keeps_its_beginning(page: Page, sit
     page.get_by_role("button", name="Shapes").click()
     wait_for_picture(page, "scene.png")
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text("The model failed on this request.")
+    expect(page.get_by_role("alert")).to_contain_text("The server failed on this request.")
     expect(page.get_by_test_id("answer")).to_have_text("a red circle,")
 
 
@@ -570,6 +611,32 @@ def test_a_missing_key_is_asked_for_and_kept_in_the_tab_only(browser: Browser) -
             page.get_by_role("tab", name="Code").click()
             expect(page.locator("pre")).to_contain_text("$RAYLENS_API_KEY")
             expect(page.locator("pre")).not_to_contain_text("rl-mine")
+
+
+def test_a_key_that_no_request_can_carry_is_not_taken(page: Page) -> None:
+    page.get_by_text("Key", exact=True).click()
+    field = page.get_by_label("API key")
+    field.fill("rl-schlüssel")
+    field.press("Enter")
+    assert field.evaluate("(input) => input.validity.patternMismatch")
+    assert page.evaluate("sessionStorage.length") == 0
+    field.fill(" rl-mine ")
+    field.press("Enter")
+    assert page.evaluate("Object.values(sessionStorage)") == ["rl-mine"]
+
+
+def test_a_browser_that_keeps_nothing_shows_the_page_all_the_same(page: Page, site: Site) -> None:
+    page.add_init_script("""for (const name of ['localStorage', 'sessionStorage'])
+      Object.defineProperty(window, name, { get() { throw new DOMException('', 'SecurityError') } })
+    """)
+    page.reload()
+    page.get_by_label("Theme").select_option("dark")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.get_by_text("Key", exact=True).click()
+    page.get_by_label("API key").fill("rl-mine")
+    with page.expect_request("**/api/v1/playground") as caught:
+        page.get_by_label("API key").press("Enter")
+    assert caught.value.headers["authorization"] == "Bearer rl-mine"
 
 
 def test_the_page_works_below_a_prefix(browser: Browser) -> None:
