@@ -18,18 +18,6 @@ const round = (fraction) => Math.round(1000 * fraction) / 10
  */
 
 /**
- * @param {string} name
- * @param {any} place a box or a point, as the server describes it
- * @returns {Finding}
- */
-export function asFinding(name, place) {
-  const isPoint = place.x !== undefined
-  if (isPoint) return { name, x: place.x, y: place.y, width: 0, height: 0, isPoint }
-  const { x_min: x, y_min: y, x_max, y_max } = place
-  return { name, x, y, width: x_max - x, height: y_max - y, isPoint }
-}
-
-/**
  * @param {import('./run.js').Run} run
  * @returns {Finding[]}
  */
