@@ -37,14 +37,28 @@ from training.smolvlm_checkpoint import (
 )
 
 
-def random_smolvlm(folder: Path, seed: int = 0, scale: float = 1.0) -> Path:
+SLOW_MLP = 4096
+"""Width of the MLPs of :func:`slow_smolvlm`: a token takes some milliseconds of one core."""
+
+
+def slow_smolvlm(folder: Path) -> Path:
+    """Write a random SmolVLM whose long answers take seconds, however fast the kernels are."""
+    return random_smolvlm(folder, mlp_width=SLOW_MLP)
+
+
+def random_smolvlm(
+    folder: Path, seed: int = 0, scale: float = 1.0, mlp_width: int | None = None
+) -> Path:
     """Write a pocket-sized SmolVLM, which rarely ends an answer by itself.
 
-    ``scale`` widens the initial weights, so that the answers vary.
+    ``scale`` widens the initial weights, so that the answers vary. ``mlp_width`` is that of the
+    text model's MLPs, the pocket model's by default.
     """
     torch.manual_seed(seed)
     tokenizer = pocket_tokenizer()
-    model = SmolVLMForConditionalGeneration(pocket_config(tokenizer))
+    config = pocket_config(tokenizer)
+    config.text_config.intermediate_size = mlp_width or config.text_config.intermediate_size
+    model = SmolVLMForConditionalGeneration(config)
     _widen(model, scale)
     save_pocket(folder, model, tokenizer)
     return folder

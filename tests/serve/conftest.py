@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from raylens.cli.processes import find_marked
-from testing.checkpoints import random_smolvlm
+from testing.checkpoints import slow_smolvlm
 from testing.server import running_server
 
 ROOT = Path(__file__).parents[2]
@@ -113,5 +113,5 @@ def serving(
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(random_smolvlm(tmp_path_factory.mktemp("cramped"))) as url:
+    with serving(slow_smolvlm(tmp_path_factory.mktemp("cramped"))) as url:
         yield url

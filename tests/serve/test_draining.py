@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection
 
 from raylens.cli.drain import find_server, has_ended
 from raylens.core.keys import hash_key
-from testing.checkpoints import random_smolvlm
+from testing.checkpoints import slow_smolvlm
 from testing.pictures import encode_picture, gradient
 from testing.server import running_server
 from testing.webrtc_client import Client, wait_until
@@ -42,7 +42,7 @@ def auth() -> dict[str, Any] | None:
 @pytest.fixture
 def url(tmp_path: Path, auth: dict[str, Any] | None) -> Iterator[str]:
     """A server with the cramped model alone, whose answers are long, and with one worker."""
-    checkpoint = random_smolvlm(tmp_path / "cramped")
+    checkpoint = slow_smolvlm(tmp_path / "cramped")
 
     def change(config: dict[str, Any]) -> None:
         (application,) = config["applications"]

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from models.pocket.scenes import LENGTHS, Scene
-from testing.checkpoints import random_smolvlm
+from testing.checkpoints import slow_smolvlm
 from testing.scenes import draw_scene
 from tests.serve.conftest import read_metric, server_processes, serving
 
@@ -266,7 +266,7 @@ def with_small_caches(config: dict[str, Any]) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    with serving(random_smolvlm(tmp_path), with_small_caches) as url:
+    with serving(slow_smolvlm(tmp_path), with_small_caches) as url:
         yield url
 
 
