@@ -36,7 +36,6 @@ from training.smolvlm_checkpoint import (
     save_pocket,
 )
 
-
 SLOW_MLP = 4096
 """Width of the MLPs of :func:`slow_smolvlm`: a token takes some milliseconds of one core."""
 
