@@ -11,23 +11,26 @@ from ray.serve.schema import DeploymentStatus, ReplicaState
 from deployments.status_source import ServeStatusSource
 from raylens.status.ports import DeploymentState
 
-DEPLOYMENT = {
-    "status": DeploymentStatus.UPDATING,
-    "message": "Updating",
-    "target_num_replicas": 2,
-    "required_resources": {"CPU": 1.0, "GPU": 0.25},
-    "replicas": [
-        {"state": state, "start_time_s": time.time() - age_s}
-        for state, age_s in (
-            (ReplicaState.RUNNING, 900),
-            (ReplicaState.STARTING, 20),
-            (ReplicaState.STARTING, 60),
-            (ReplicaState.STOPPING, 900),
-            (ReplicaState.PENDING_MIGRATION, 900),
-        )
-    ],
-}
-DETAILS = {"applications": {"raylens": {"deployments": {"small": DEPLOYMENT}}, "other": {}}}
+AGES_S = (
+    (ReplicaState.RUNNING, 900),
+    (ReplicaState.STARTING, 20),
+    (ReplicaState.STARTING, 60),
+    (ReplicaState.STOPPING, 900),
+    (ReplicaState.PENDING_MIGRATION, 900),
+)
+
+
+def details() -> dict[str, Any]:
+    """Return what the controller tells of replicas of these ages."""
+    now = time.time()
+    deployment = {
+        "status": DeploymentStatus.UPDATING,
+        "message": "Updating",
+        "target_num_replicas": 2,
+        "required_resources": {"CPU": 1.0, "GPU": 0.25},
+        "replicas": [{"state": state, "start_time_s": now - age_s} for state, age_s in AGES_S],
+    }
+    return {"applications": {"raylens": {"deployments": {"small": deployment}}, "other": {}}}
 
 
 class FakeController:
@@ -39,7 +42,7 @@ class FakeController:
         self.calls += 1
         if self.error is not None:
             raise self.error
-        return DETAILS
+        return details()
 
 
 async def test_replicas_are_counted_by_what_they_do() -> None:
