@@ -55,7 +55,7 @@ class ChangedJobsReader:
 
         Raises what :class:`~raylens.jobs.ports.JobService` raises.
         """
-        return (await self._read(cursor, frozenset(bulky_fields), 0)).of(owner)
+        return (await self._read(cursor, frozenset(bulky_fields), 0, owner)).of(owner)
 
     async def wait(
         self, cursor: str, owner: str, bulky_fields: Collection[str], timeout_s: float
@@ -72,11 +72,14 @@ class ChangedJobsReader:
         return (await asyncio.shield(call)).of(owner)  # another reader may wait for it, too
 
     async def _read(
-        self, cursor: str, bulky_fields: frozenset[str], timeout_s: float
+        self, cursor: str, bulky_fields: frozenset[str], timeout_s: float, owner: str = ""
     ) -> _OwnedChanges:
+        """Read the jobs of an owner; of everybody, if that is empty."""
         changes = await self._jobs.wait_for_changes(cursor or None, timeout_s)
-        owners = changes.owners
-        if owners is None or len(owners) > MAX_JOBS:
+        if changes.owners is None:
+            return _OwnedChanges(ChangedJobs(changes.cursor, None), {})
+        owners = {key: name for key, name in changes.owners.items() if owner in ("", name)}
+        if len(owners) > MAX_JOBS:
             return _OwnedChanges(ChangedJobs(changes.cursor, None), {})
         found = await self._jobs.get_many(owners.keys(), bulky_fields) if owners else {}
         versions = {job_id: found.get(job_id) for job_id in owners}

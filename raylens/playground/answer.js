@@ -2,7 +2,7 @@
 
 import { html } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
-import { findingsOf, groundedParts, PictureWithFindings, placeOf } from './overlay.js'
+import { FindingsList, findingsOf, groundedParts, PictureWithFindings } from './overlay.js'
 import { tokensPerSecond } from './run.js'
 import { strings } from './strings.js'
 import { isText } from './tasks.js'
@@ -176,21 +176,7 @@ function Findings({ run, active, onActive }) {
   const findings = findingsOf(run)
   return html`
     <p class="answer" data-testid="answer">${result.found(findings.length, run.request.prompt)}</p>
-    <ol class="findings">
-      ${findings.map(
-        (finding, index) => html`
-          <li
-            key=${index}
-            class=${active === index ? 'active' : ''}
-            onMouseEnter=${() => onActive(index)}
-            onMouseLeave=${() => onActive(null)}
-          >
-            <span>${finding.name}</span>
-            <span class="muted">${placeOf(finding)}</span>
-          </li>
-        `,
-      )}
-    </ol>
+    <${FindingsList} ...${{ findings, active, onActive }} />
   `
 }
 

@@ -15,7 +15,7 @@ import {
   nameOf,
   promptOf,
 } from './job_view.js'
-import { PictureWithFindings, placeOf } from './overlay.js'
+import { FindingsList, PictureWithFindings } from './overlay.js'
 import { ask } from './server.js'
 import { strings } from './strings.js'
 
@@ -148,21 +148,7 @@ function Details({ job, active, onActive }) {
     ${
       findings.length > 0 &&
       html`
-        <ol class="findings">
-          ${findings.map(
-            (finding, index) => html`
-              <li
-                key=${index}
-                class=${active === index ? 'active' : ''}
-                onMouseEnter=${() => onActive(index)}
-                onMouseLeave=${() => onActive(null)}
-              >
-                <span>${finding.name}</span>
-                <span class="muted">${placeOf(finding)}</span>
-              </li>
-            `,
-          )}
-        </ol>
+        <${FindingsList} ...${{ findings, active, onActive }} />
       `
     }
     <dl class="job-details">

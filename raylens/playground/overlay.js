@@ -151,3 +151,31 @@ function Mark({ finding, isActive, onEnter, onLeave }) {
     </button>
   `
 }
+
+/**
+ * What was found, as a list; the pointer shows which mark each entry is.
+ * @param {{
+ *   findings: Finding[],
+ *   active: number | null,
+ *   onActive: (index: number | null) => void,
+ * }} props
+ */
+export function FindingsList({ findings, active, onActive }) {
+  return html`
+    <ol class="findings">
+      ${findings.map(
+        (finding, index) => html`
+          <li
+            key=${index}
+            class=${active === index ? 'active' : ''}
+            onMouseEnter=${() => onActive(index)}
+            onMouseLeave=${() => onActive(null)}
+          >
+            <span>${finding.name}</span>
+            <span class="muted">${placeOf(finding)}</span>
+          </li>
+        `,
+      )}
+    </ol>
+  `
+}

@@ -25,7 +25,6 @@ GENERATED_TOKENS = f"{ENGINE}_generated_tokens_total"
 PICTURES_WAITING = "ray_raylens_preprocessor_queue_depth"
 SESSIONS = "ray_raylens_realtime_sessions"
 CALLS = "ray_serve_replica_processing_queries"
-JOB_STATES = JOBS
 JOBS_WAIT_SECONDS = f"{JOBS}_wait_seconds"
 JOBS_ENDED = f"{JOBS}_ended_total"
 
@@ -73,7 +72,7 @@ METRICS = {
     PICTURES_WAITING: _gauge(),
     SESSIONS: _gauge(),
     CALLS: _gauge("deployment"),
-    JOB_STATES: _gauge("state", is_greatest=True),
+    JOBS: _gauge("state", is_greatest=True),
     JOBS_WAIT_SECONDS: _gauge(is_greatest=True),
     JOBS_ENDED: _counter("state"),
 }

@@ -117,9 +117,9 @@ def _model_figures(window: Window, model: str) -> Figures:
 
 def _job_figures(window: Window) -> Figures:
     return {
-        "queued": window.gauge(m.JOB_STATES, "queued"),
-        "running": window.gauge(m.JOB_STATES, "running"),
-        "failed": window.gauge(m.JOB_STATES, "failed"),
+        "queued": window.gauge(m.JOBS, "queued"),
+        "running": window.gauge(m.JOBS, "running"),
+        "failed": window.gauge(m.JOBS, "failed"),
         "oldest_wait_s": window.gauge(m.JOBS_WAIT_SECONDS),
         "ended_per_s": window.per_second(m.JOBS_ENDED),
     }

@@ -75,9 +75,9 @@ def _gauges(wave: float) -> dict[Key, float]:
         (m.CALLS, "Ingress"): round(5 * wave),
         (m.PICTURES_WAITING,): round(wave),
         (m.SESSIONS,): 1,
-        (m.JOB_STATES, "queued"): round(9 * wave),
-        (m.JOB_STATES, "running"): 2,
-        (m.JOB_STATES, "failed"): 3,
+        (m.JOBS, "queued"): round(9 * wave),
+        (m.JOBS, "running"): 2,
+        (m.JOBS, "failed"): 3,
         (m.JOBS_WAIT_SECONDS,): 4 * wave,
     }
 
