@@ -125,5 +125,5 @@ export function ChangeNotices({ changes }) {
 
 /** Return what went wrong, for a sentence that says that it is tried again without the user. */
 export function reasonOf(error) {
-  return error.status === 0 ? strings.jobs.away : error.message
+  return error.status === 0 ? strings.jobs.away : (error.reason ?? error.message)
 }

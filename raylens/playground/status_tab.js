@@ -85,6 +85,7 @@ function Content({ status }) {
             names=${texts.jobFigures}
             times=${history.times}
             series=${history.jobs}
+            context=${{ totals: history.totals }}
           />
         </section>
       `

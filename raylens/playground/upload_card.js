@@ -4,6 +4,7 @@ import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { readChosen, readDrop } from './dropped_files.js'
 import { useDrops } from './drops.js'
+import { reasonOf } from './job_actions.js'
 import { STATES } from './job_view.js'
 import { strings } from './strings.js'
 import { isChosen } from './uploads.js'
@@ -34,17 +35,10 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       <h2 id="uploads-title">${texts.pictures}</h2>
       <${Chooser} isDragging=${isDragging} onFiles=${add} />
       ${
-        (chosen.length > 0 || refused.length > 0 || (uploads.all.length > 0 && !uploads.isBusy)) &&
+        chosen.length > 0 &&
         html`
           <div class="bar">
-            ${
-              chosen.length > 0 &&
-              html`
-                <span role="status">
-                  ${texts.chosen(ready.length, chosen.length - ready.length)}
-                </span>
-              `
-            }
+            <span role="status">${texts.chosen(ready.length, chosen.length - ready.length)}</span>
             <button type="button" class="quiet" onClick=${() => uploads.clear()}>
               ${texts.clear}
             </button>
@@ -66,7 +60,7 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       ${
         refused.length > 0 &&
         html`
-          <${Refusals} refused=${refused} onAgain=${() => uploads.again()} />
+          <${Refusals} refused=${refused} uploads=${uploads} />
         `
       }
       <${Progress} uploads=${uploads} jobs=${jobs} onKeyWanted=${onKeyWanted} />
@@ -97,7 +91,7 @@ function Chooser({ isDragging, onFiles }) {
   `
 }
 
-function Refusals({ refused, onAgain }) {
+function Refusals({ refused, uploads }) {
   const { jobs: texts } = strings
   return html`
     <details class="refusals">
@@ -112,7 +106,12 @@ function Refusals({ refused, onAgain }) {
           `,
         )}
       </ul>
-      <button type="button" class="quiet" onClick=${onAgain}>${texts.again}</button>
+      <div class="actions">
+        <button type="button" class="quiet" onClick=${() => uploads.again()}>${texts.again}</button>
+        <button type="button" class="quiet" onClick=${() => uploads.hideRefused()}>
+          ${texts.hide}
+        </button>
+      </div>
     </details>
   `
 }
@@ -143,6 +142,14 @@ function Progress({ uploads, jobs, onKeyWanted }) {
             ...(unlisted > 0 ? [texts.counts(unlisted, texts.unlisted)] : []),
           ].join(' · ')}
         </span>
+        ${
+          !uploads.isBusy &&
+          html`
+            <button type="button" class="quiet" onClick=${() => uploads.hideSent()}>
+              ${texts.hide}
+            </button>
+          `
+        }
         ${
           uploads.isBusy &&
           html`
@@ -181,7 +188,7 @@ function Hold({ uploads, onKeyWanted }) {
   }, [])
   const seconds = Math.max(1, Math.ceil((until - now) / 1000))
   return html`<${Notice} kind=${error.needsKey ? 'error' : 'note'}>
-    <p>${error.message}</p>
+    <p>${error.needsKey ? error.message : reasonOf(error)}</p>
     ${!error.needsKey && html`<p>${texts.goesOn(seconds)}</p>`}
     <div class="actions">
       ${

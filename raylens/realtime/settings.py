@@ -1,9 +1,10 @@
 """The settings of the Moondream pipeline, with hints from which a page renders its controls.
 
-Names, defaults and hints are those of Scope's plugin for Moondream, so that its frontend can render
-them without a change. A field without hints is not shown. Further hints are for a page that asks
-about single pictures: ``request`` is the field of a request's body in Moondream's dialect,
-``features`` are those that have the setting, and settings of one ``group`` are shown together.
+Names, defaults and kinds of hints are those of Scope's plugin for Moondream, so that its frontend
+can render them without a change. A field without hints is not shown. Further hints are for a page
+that asks about single pictures: ``request`` is the field of a request's body in Moondream's
+dialect, ``features`` are those that have the setting, and settings of one ``group`` are shown
+together.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ class MoondreamConfig(BaseModel):
     )
     caption_length: CaptionLength = Field(
         CaptionLength.NORMAL,
-        description="Length of captions.",
-        json_schema_extra=_ui(2, label="Caption Length", request="length", features=["caption"]),
+        description="How long captions are.",
+        json_schema_extra=_ui(2, label="Caption length", request="length", features=["caption"]),
     )
     temperature: float = Field(
         0.5,
         ge=0.0,
         le=1.0,
-        description="Randomness of captions and answers; 0 gives the most likely one.",
+        description="How random captions and answers are; 0 always gives the most likely one.",
         json_schema_extra=_ui(
             3, label="Temperature", request="settings.temperature", features=_TEXT
         ),
@@ -72,36 +73,36 @@ class MoondreamConfig(BaseModel):
         10,
         ge=1,
         le=50,
-        description="Largest number of boxes or points.",
+        description="The most boxes or points to return.",
         json_schema_extra=_ui(
-            4, label="Max Objects", request="settings.max_objects", features=_PLACES
+            4, label="Max objects", request="settings.max_objects", features=_PLACES
         ),
     )
     inference_interval: int = Field(
         3,
         ge=1,
         le=30,
-        description="The model sees one of this many frames; the others show its last result.",
-        json_schema_extra=_ui(5, label="Inference Interval"),
+        description="The model sees one frame in this many; the others show its last result.",
+        json_schema_extra=_ui(5, label="Inference interval"),
     )
     overlay_opacity: float = Field(
         0.8,
         ge=0.0,
         le=1.0,
         description="Opacity of boxes, points and text.",
-        json_schema_extra=_ui(6, label="Overlay Opacity"),
+        json_schema_extra=_ui(6, label="Overlay opacity"),
     )
     font_scale: float = Field(
         1.0,
         ge=0.5,
         le=3.0,
         description="Size of labels and text.",
-        json_schema_extra=_ui(7, label="Font Scale"),
+        json_schema_extra=_ui(7, label="Font scale"),
     )
     compile_model: bool = Field(
         False,
         description="Has no effect here: models are compiled as their configuration says.",
-        json_schema_extra=_ui(8, label="Compile Model", is_load_param=True, hidden=True),
+        json_schema_extra=_ui(8, label="Compile model", is_load_param=True, hidden=True),
     )
     question: str = Field(
         "What is in this image?",
@@ -112,15 +113,15 @@ class MoondreamConfig(BaseModel):
     detect_object: str = Field(
         "person",
         max_length=200,
-        description="What to look for: one kind of object.",
+        description="What to look for; one kind of object.",
         json_schema_extra=_ui(
-            2, "input", label="Detect Object", request="object", features=_PLACES
+            2, "input", label="Object to find", request="object", features=_PLACES
         ),
     )
 
     tracking: bool = Field(
         True,
-        description="Whether boxes and points follow the picture until there are newer ones.",
+        description="Moves boxes and points along with the video until the next result.",
         json_schema_extra=_ui(9, label="Tracking"),
     )
     model: str = Field(
@@ -133,29 +134,29 @@ class MoondreamConfig(BaseModel):
         1,
         ge=1,
         le=256,
-        description="How many frames a question or caption is about, one from each interval.",
+        description="How many frames one answer is about, one from each inference interval.",
         json_schema_extra=_ui(14, label="Frames", features=_TEXT),
     )
     event_enter: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that show the object, or say yes, before an event starts.",
-        json_schema_extra=_ui(11, label="Results Until Start", group=_EVENTS, features=_LOOKED_FOR),
+        description="An event starts after this many results in a row with the object, or a yes.",
+        json_schema_extra=_ui(11, label="Results until start", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that don't before the event ends.",
-        json_schema_extra=_ui(12, label="Results Until End", group=_EVENTS, features=_LOOKED_FOR),
+        description="The event ends after this many results in a row without it.",
+        json_schema_extra=_ui(12, label="Results until end", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
-        description="Least number of objects that counts as seen.",
-        json_schema_extra=_ui(13, label="Objects Of An Event", group=_EVENTS, features=_PLACES),
+        description="How many objects it takes for an event.",
+        json_schema_extra=_ui(13, label="Objects for an event", group=_EVENTS, features=_PLACES),
     )
 
     @property

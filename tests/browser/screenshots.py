@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from raylens.core.errors import ModelFailed
 from tests.browser.conftest import camera_arguments, launched
 from tests.browser.job_site import serving_jobs
+from tests.browser.jobs_page import states, submit
 from tests.browser.live_page import open_tab, start, stop
 from tests.browser.site import ROOT, SCENE, LiveSite, Site, serving
 from tests.browser.test_chat import (
@@ -24,7 +25,6 @@ from tests.browser.test_chat import (
     wait_until_done,
 )
 from tests.browser.test_compare import run_both, side
-from tests.browser.test_jobs import states, submit
 
 EXAMPLES = ROOT / "raylens" / "playground" / "examples"
 WIDTHS = {390: 844, 820: 1180, 1440: 900}
@@ -124,7 +124,7 @@ def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str
     page.get_by_text("1 file was refused").click()
     shoot("chosen")
     jobs.get_by_role("radio", name="Detect").check()
-    jobs.get_by_label("Detect Object").fill("circle")
+    jobs.get_by_label("Object to find").fill("circle")
     site.service.gate.clear()
     submit(page)
     page.locator(".state.running").first.wait_for()

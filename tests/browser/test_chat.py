@@ -161,7 +161,7 @@ def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
 
 def test_an_answer_is_no_longer_than_the_page_shows(page: Page, site: Site) -> None:
     open_chat(page)
-    shown = setting(page, "Max Tokens, value").input_value()
+    shown = setting(page, "Max tokens, value").input_value()
     say(page, "Hi")
     expect(answers(page)).to_have_text(CAPTION)
     assert site.service.requests[-1].sampling.max_tokens == int(shown)
@@ -180,8 +180,8 @@ def test_settings_go_with_the_request(page: Page, site: Site) -> None:
     open_chat(page)
     page.locator("#chat-model").select_option("moondream")
     setting(page, "Temperature, value").fill("0.4")
-    setting(page, "Max Tokens, value").fill("7")
-    setting(page, "Max Tokens, value").blur()
+    setting(page, "Max tokens, value").fill("7")
+    setting(page, "Max tokens, value").blur()
     say(page, "Hi")
     expect(answers(page)).to_have_text(CAPTION)
     request = site.service.requests[-1]
@@ -322,7 +322,9 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_complete_one(page: Page) -
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
     open_chat(page)
     say(page, "Hi")
-    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "The connection ended before the answer was complete."
+    )
     expect(answers(page)).to_have_text("half an")
 
 
@@ -332,7 +334,7 @@ def test_an_answer_that_reached_its_limit_says_so(page: Page) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
     open_chat(page)
     say(page, "Hi")
-    expect(page.get_by_text("it reached Max Tokens")).to_be_visible()
+    expect(page.get_by_text("it reached “Max tokens”")).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: LiveS
 def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     start(live)
     expect(answer(live)).to_be_visible()
-    live.get_by_label("Detect Object").fill("red circle")
+    live.get_by_label("Object to find").fill("red circle")
     expect(answer(live)).to_have_text("2 matches for “red circle”.")
     wait_until(lambda: site.service.requests[-1].task == Detect("red circle", 10))
     live.get_by_role("radio", name="Ask").check()
@@ -75,19 +75,19 @@ def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     wait_until(lambda: site.service.requests[-1].model == "smolvlm")
     live.get_by_role("radio", name="Caption").check()
     live.get_by_text("More settings").click()
-    live.get_by_label("Caption Length").select_option("short")
+    live.get_by_label("Caption length").select_option("short")
     wait_until(lambda: site.service.requests[-1].task == Caption(Length.SHORT))
     assert site.sessions.count == 1
 
 
 def test_only_settings_with_an_effect_are_shown(live: Locator) -> None:
-    expect(live.get_by_label("Detect Object")).to_be_visible()
+    expect(live.get_by_label("Object to find")).to_be_visible()
     expect(live.get_by_label("Question")).to_have_count(0)
     live.get_by_text("Events", exact=True).click()
-    expect(live.get_by_label("Objects Of An Event", exact=True)).to_be_visible()
+    expect(live.get_by_label("Objects for an event", exact=True)).to_be_visible()
     live.get_by_role("radio", name="Caption").check()
     expect(live.get_by_text("Events", exact=True)).to_have_count(0)
-    expect(live.get_by_label("Detect Object")).to_have_count(0)
+    expect(live.get_by_label("Object to find")).to_have_count(0)
 
 
 def test_a_setting_out_of_range_gets_the_servers_sentence(live: Locator) -> None:
@@ -105,7 +105,7 @@ def test_a_setting_out_of_range_gets_the_servers_sentence(live: Locator) -> None
 def test_events_are_listed_and_results_saved(page: Page, live: Locator) -> None:
     start(live)
     expect(live.get_by_role("list", name="Events")).to_contain_text("“person” started (2)")
-    live.get_by_label("Detect Object").fill("cat")
+    live.get_by_label("Object to find").fill("cat")
     expect(live.get_by_role("list", name="Events")).to_contain_text("“person” ended after")
     download = saved(page, lambda: press(live, "Save results"))
     lines = [json.loads(line) for line in Path(download.path()).read_text().splitlines()]
@@ -141,7 +141,7 @@ def test_a_frame_without_an_answer_gets_a_sentence_until_the_next_one(
 ) -> None:
     site.service.error = ModelFailed("out of memory")
     start(live)
-    expect(live.get_by_role("alert")).to_contain_text("There was no answer about a frame.")
+    expect(live.get_by_role("alert")).to_contain_text("One frame got no answer.")
     site.service.error = None
     expect(answer(live)).to_be_visible()
     expect(live.get_by_role("alert")).to_have_count(0)
@@ -165,7 +165,7 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[LiveSite
     site, live = over_socket
     start(live, SOCKET)
     expect(live.locator(".right > .notice")).to_contain_text(
-        "This server has no WebRTC. Pictures go over a WebSocket instead"
+        "This server does not offer WebRTC. Pictures go over a WebSocket instead"
     )
     mark = live.get_by_role("button", name="person 1:")
     mark.wait_for()
@@ -199,7 +199,7 @@ def test_a_setting_that_a_websocket_refuses_gets_a_sentence(
 ) -> None:
     _, live = over_socket
     start(live, SOCKET)
-    live.get_by_label("Detect Object").fill("")
+    live.get_by_label("Object to find").fill("")
     expect(live.locator(".settings").get_by_role("alert")).to_contain_text("Prompt: expected")
 
 

@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
+from tests.browser.jobs_page import drop, submit
 from tests.browser.live_page import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.site import CAPTION, ROOT, find_red
 from tests.browser.test_chat import CLIP, answers, attach, attached, open_chat, say
 from tests.browser.test_compare import run_both, side
-from tests.browser.test_jobs import drop, submit
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
@@ -45,7 +45,7 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
 
 def test_the_first_click_gets_a_right_caption(page: Page) -> None:
     page.get_by_text("More settings").click()
-    page.get_by_label("Caption Length").select_option("short")
+    page.get_by_label("Caption length").select_option("short")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
     expect(page.locator(".figures")).to_contain_text("Tokens/s")
@@ -92,7 +92,7 @@ def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Pat
     expect(page.get_by_text(f"{SCENES} pictures ready")).to_be_visible()
     jobs = page.locator(".jobs")
     jobs.get_by_text("More settings").click()
-    jobs.get_by_label("Caption Length").select_option("short")
+    jobs.get_by_label("Caption length").select_option("short")
     submit(page)
     expect(page.get_by_test_id("progress")).to_have_text(
         f"{SCENES} of {SCENES} uploaded · {SCENES} succeeded", timeout=120_000
@@ -156,7 +156,7 @@ def test_the_models_and_their_figures_are_shown(page: Page) -> None:
         expect(model).to_contain_text("Loaded")
         expect(model).to_contain_text("1 of 1 running")
     requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
-    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
+    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in total"), timeout=60_000)
     expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
 
 
@@ -168,7 +168,7 @@ def saved_results(page: Page, live: Locator) -> list[dict[str, Any]]:
 
 def ask_live(live: Locator) -> None:
     """Look for the circle, then ask about the square; the camera shows the scene."""
-    live.get_by_label("Detect Object").fill("red circle")
+    live.get_by_label("Object to find").fill("red circle")
     expect(answer(live)).to_have_text("1 match for “red circle”.", timeout=60_000)
     live.get_by_role("radio", name="Ask").check()
     live.get_by_label("Question").fill("What color is the square?")
@@ -200,7 +200,7 @@ def test_live_video_over_a_websocket_gets_the_same(page: Page) -> None:
     page.route("**/ice-servers", lambda route: route.fulfill(status=404, json={"detail": "off"}))
     live = open_tab(page)
     start(live, SOCKET)
-    live.get_by_label("Detect Object").fill("red circle")
+    live.get_by_label("Object to find").fill("red circle")
     mark = live.get_by_role("button", name="red circle 1:")
     mark.wait_for()
     red = find_red()

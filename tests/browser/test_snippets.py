@@ -55,7 +55,7 @@ def test_a_caption_of_an_example(page: Page, site: Site, language: str, tmp_path
     page.get_by_role("button", name="Shapes").click()
     wait_for_picture(page, "scene.png")
     page.get_by_text("More settings").click()
-    page.get_by_label("Caption Length").select_option("short")
+    page.get_by_label("Caption length").select_option("short")
     page.get_by_label("Temperature", exact=True).fill("0.7")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
@@ -82,7 +82,7 @@ def test_a_question_about_a_file_with_awkward_characters(
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     code = copy(page, language)
-    expect(page.get_by_text(f"Run it in the folder of {name}.")).to_be_visible()
+    expect(page.get_by_text(f"Run it in the folder that contains {name}.")).to_be_visible()
     assert CAPTION in execute(language, code, tmp_path)
     again = site.service.requests[1].task
     if isinstance(again, Chat):
@@ -104,8 +104,8 @@ def test_boxes_with_a_key(browser: Browser, language: str, tmp_path: Path) -> No
             wait_for_picture(page, "scene.png")
             choose_task(page, "Detect")
             page.get_by_text("More settings").click()
-            page.get_by_label("Max Objects, value").fill("7")
-            page.get_by_label("Max Objects, value").blur()
+            page.get_by_label("Max objects, value").fill("7")
+            page.get_by_label("Max objects, value").blur()
             run(page)
             expect(page.get_by_test_id("answer")).to_contain_text("2 matches")
             output = execute(language, copy(page, language), tmp_path, "rl-mine")

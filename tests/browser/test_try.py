@@ -163,11 +163,11 @@ def test_a_point_is_the_center_of_the_shape(page: Page) -> None:
 def test_settings_are_those_of_the_schema_and_reach_the_model(page: Page, site: Site) -> None:
     page.get_by_role("button", name="Shapes").click()
     page.get_by_text("More settings").click()
-    page.get_by_label("Caption Length").select_option("long")
+    page.get_by_label("Caption length").select_option("long")
     page.get_by_label("Temperature", exact=True).fill("0.7")
     page.get_by_label("Recipe").select_option("mine")
-    page.get_by_label("Max Tokens, value").fill("12")
-    page.get_by_label("Max Tokens, value").blur()
+    page.get_by_label("Max tokens, value").fill("12")
+    page.get_by_label("Max tokens, value").blur()
     page.locator("#model").select_option("smolvlm")
     expect(page.locator(".badge")).to_have_text("4 changed")
     run(page)
@@ -361,7 +361,7 @@ def test_the_server_downloads_a_picture_from_an_address(browser: Browser) -> Non
             address = page.get_by_label("Web address of a picture")
             address.fill("cat.jpg")
             page.get_by_role("button", name="Load").click()
-            expect(page.get_by_role("alert")).to_contain_text("This is not a web address.")
+            expect(page.get_by_role("alert")).to_contain_text("This is not a web address:")
             address.fill(f"{site.url}playground/examples/cat.jpg")
             page.get_by_role("button", name="Load").click()
             wait_for_picture(page, "cat.jpg")
@@ -505,7 +505,9 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_complete_one(page: Page) -
     page.get_by_role("button", name="Shapes").click()
     wait_for_picture(page, "scene.png")
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "The connection ended before the answer was complete."
+    )
     expect(page.get_by_test_id("answer")).to_have_text("half an")
 
 
@@ -535,7 +537,7 @@ def test_thoughts_are_shown_beside_the_answer(page: Page) -> None:
 
 def test_run_without_a_picture_or_a_question_says_what_is_missing(page: Page, site: Site) -> None:
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text("Pick a picture first.")
+    expect(page.get_by_role("alert")).to_contain_text("Choose a picture first.")
     give(page, "mine.png", draw(64, 48))
     wait_for_picture(page, "mine.png")
     choose_task(page, "Ask")
@@ -581,7 +583,7 @@ def test_a_server_that_hangs_counts_as_away_until_it_answers(page: Page) -> None
         page.reload()
     expect(state).to_have_text("Connecting…")
     page.clock.fast_forward(20_000)
-    expect(state).to_have_text("Server away")
+    expect(state).to_have_text("Server unreachable")
     page.clock.fast_forward(10_000)
     expect(state).to_have_text("Ready")
 
