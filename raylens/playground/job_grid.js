@@ -21,6 +21,8 @@ import { strings } from './strings.js'
  * @typedef {import('./job_view.js').Filter} Filter
  */
 
+const NO_BREAK = '\u00a0'
+
 /** @param {{jobs: Job[], filter: Filter, onChange: (filter: Filter) => void}} props */
 export function Filters({ jobs, filter, onChange }) {
   const { jobs: texts } = strings
@@ -132,10 +134,7 @@ function Card({ job, pictures, isSelected, onSelect, onOpen }) {
         <p class="job-name" title=${name}>${name}</p>
         <${State} job=${job} />
         <${Outcome} job=${job} />
-        <p class="job-facts">
-          <span>${factsOf(job)}</span>
-          <time datetime=${job.created_at}>${strings.time(job.created_at)}</time>
-        </p>
+        <p class="job-facts" title=${strings.time(job.created_at)}>${factsOf(job)}</p>
       </div>
     </li>
   `
@@ -169,14 +168,16 @@ function Outcome({ job }) {
 }
 
 function factsOf(job) {
-  const { jobs: texts, duration, tasks } = strings
+  const { jobs: texts, duration, tasks, shortTime } = strings
   const ran = durationOf(job)
   return [
     tasks[job.job_type] ?? job.job_type,
     ran !== null && duration(ran),
     job.attempts > 1 && texts.attempt(job.attempts, job.max_attempts),
+    shortTime(job.created_at),
   ]
     .filter(Boolean)
+    .map((fact) => fact.replaceAll(' ', NO_BREAK))
     .join(' · ')
 }
 

@@ -33,16 +33,32 @@ const rate = (bits) =>
 /** @param {number} seconds */
 const seconds = (seconds) => plural(seconds, 'second', 'seconds')
 const day = new Intl.DateTimeFormat('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
+const minute = new Intl.DateTimeFormat('en-GB', { timeStyle: 'short' })
+const minuteOfDay = new Intl.DateTimeFormat('en-GB', {
+  day: 'numeric',
+  month: 'short',
+  hour: '2-digit',
+  minute: '2-digit',
+})
+
+/** @param {Date} at */
+const isToday = (at) => at.toDateString() === new Date().toDateString()
 
 /** @param {string} text an ISO 8601 time; without its day if that is today */
 const time = (text) => {
   const at = new Date(text)
-  const isToday = at.toDateString() === new Date().toDateString()
-  return (isToday ? clock : day).format(at)
+  return (isToday(at) ? clock : day).format(at)
+}
+
+/** @param {string} text an ISO 8601 time; the same in short */
+const shortTime = (text) => {
+  const at = new Date(text)
+  return (isToday(at) ? minute : minuteOfDay).format(at)
 }
 
 export const strings = {
   time,
+  shortTime,
   number: (value) => number.format(value),
   size,
   duration,
