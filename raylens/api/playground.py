@@ -202,7 +202,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "description": "Tokens of the longest answer.",
                 "ui": {
                     "order": 21,
-                    "label": "Max Tokens",
+                    "label": "Max tokens",
                     **tokens,
                 },
             },
@@ -212,7 +212,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "maximum": 1.0,
                 "default": 1.0,
                 "description": "Share of the likely tokens that may come next.",
-                "ui": {"order": 22, "label": "Top P", "request": "settings.top_p", **text},
+                "ui": {"order": 22, "label": "Top-p", "request": "settings.top_p", **text},
             },
             "reasoning": {
                 "type": "boolean",

@@ -57,7 +57,7 @@ class MoondreamConfig(BaseModel):
     caption_length: CaptionLength = Field(
         CaptionLength.NORMAL,
         description="Length of captions.",
-        json_schema_extra=_ui(2, label="Caption Length", request="length", features=["caption"]),
+        json_schema_extra=_ui(2, label="Caption length", request="length", features=["caption"]),
     )
     temperature: float = Field(
         0.5,
@@ -74,7 +74,7 @@ class MoondreamConfig(BaseModel):
         le=50,
         description="Largest number of boxes or points.",
         json_schema_extra=_ui(
-            4, label="Max Objects", request="settings.max_objects", features=_PLACES
+            4, label="Max objects", request="settings.max_objects", features=_PLACES
         ),
     )
     inference_interval: int = Field(
@@ -82,26 +82,26 @@ class MoondreamConfig(BaseModel):
         ge=1,
         le=30,
         description="The model sees one of this many frames; the others show its last result.",
-        json_schema_extra=_ui(5, label="Inference Interval"),
+        json_schema_extra=_ui(5, label="Inference interval"),
     )
     overlay_opacity: float = Field(
         0.8,
         ge=0.0,
         le=1.0,
         description="Opacity of boxes, points and text.",
-        json_schema_extra=_ui(6, label="Overlay Opacity"),
+        json_schema_extra=_ui(6, label="Overlay opacity"),
     )
     font_scale: float = Field(
         1.0,
         ge=0.5,
         le=3.0,
         description="Size of labels and text.",
-        json_schema_extra=_ui(7, label="Font Scale"),
+        json_schema_extra=_ui(7, label="Font scale"),
     )
     compile_model: bool = Field(
         False,
         description="Has no effect here: models are compiled as their configuration says.",
-        json_schema_extra=_ui(8, label="Compile Model", is_load_param=True, hidden=True),
+        json_schema_extra=_ui(8, label="Compile model", is_load_param=True, hidden=True),
     )
     question: str = Field(
         "What is in this image?",
@@ -112,9 +112,9 @@ class MoondreamConfig(BaseModel):
     detect_object: str = Field(
         "person",
         max_length=200,
-        description="What to look for: one kind of object.",
+        description="One kind of object, such as a red car.",
         json_schema_extra=_ui(
-            2, "input", label="Detect Object", request="object", features=_PLACES
+            2, "input", label="Object to find", request="object", features=_PLACES
         ),
     )
 
@@ -141,21 +141,21 @@ class MoondreamConfig(BaseModel):
         ge=1,
         le=100,
         description="Results in a row that show the object, or say yes, before an event starts.",
-        json_schema_extra=_ui(11, label="Results Until Start", group=_EVENTS, features=_LOOKED_FOR),
+        json_schema_extra=_ui(11, label="Results until start", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
         description="Results in a row that don't before the event ends.",
-        json_schema_extra=_ui(12, label="Results Until End", group=_EVENTS, features=_LOOKED_FOR),
+        json_schema_extra=_ui(12, label="Results until end", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
         description="Least number of objects that counts as seen.",
-        json_schema_extra=_ui(13, label="Objects Of An Event", group=_EVENTS, features=_PLACES),
+        json_schema_extra=_ui(13, label="Objects of an event", group=_EVENTS, features=_PLACES),
     )
 
     @property
