@@ -269,6 +269,7 @@ export const strings = {
     working: 'Waiting for the first token…',
     workingFindings: 'Looking…',
     stopped: 'Stopped.',
+    old: 'The settings have changed since this answer.',
     noText: 'The model answered with no text.',
     views: 'Views of the result',
     answer: 'Answer',
@@ -278,7 +279,7 @@ export const strings = {
     reasoning: 'Reasoning',
     found: (count, name) =>
       count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`,
-    finding: (name, index) => `${name} ${index}`,
+    finding: (name, number) => `${name} #${number}`,
     boxAt: (box) => `left ${box.left}%, top ${box.top}%, ${box.width}% wide, ${box.height}% high`,
     pointAt: (point) => `left ${point.left}%, top ${point.top}%`,
     firstToken: 'First token',
@@ -297,8 +298,8 @@ export const strings = {
 
   seen: {
     before: 'Original',
-    after: 'As the model gets it',
-    modelSize: (width, height) => `The model resizes it to ${width} × ${height}.`,
+    after: 'After preprocessing',
+    modelSize: (width, height) => `The model then scales it to ${width} × ${height} pixels.`,
     loading: 'Asking the server…',
     steps: 'Steps',
     step: 'Step',
@@ -356,6 +357,7 @@ export const strings = {
     message: 'Message',
     placeholder: 'Write a message',
     shortcut: 'Enter sends, Shift + Enter starts a new line',
+    early: 'Wait for the answer or stop it, then send this.',
     choose: 'Add pictures or videos',
     dropNow: 'Drop to add to your message',
     loading: (count) => `Reading ${plural(count, 'file', 'files')}…`,
@@ -367,7 +369,7 @@ export const strings = {
     toEnd: 'Go to the latest',
     working: 'Waiting for the answer.',
     said: (text) => `Answer: ${text}`,
-    cut: 'The answer ends here because it reached Max Tokens.',
+    cut: 'The answer ends here because it reached “Max tokens”.',
     leftOut: 'Later messages leave this question out, since it has no answer.',
     firstToken: (time) => `first token ${time}`,
     speed: (rate) => `${rate} tokens/s`,
@@ -418,6 +420,7 @@ export const strings = {
 
   history: {
     title: 'History',
+    kept: 'Kept until this page is reloaded',
     clear: 'Clear',
     failed: 'Failed',
   },
@@ -447,6 +450,10 @@ export const strings = {
     snapshotName: 'snapshot.jpg',
     record: 'Record',
     stopRecording: 'Stop and save',
+    recordingTime: 'Length of the recording',
+    elapsed: (seconds) =>
+      `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`,
+    savedAs: (name) => `Saved as ${name}.`,
     mirror: 'Mirror',
     full: 'Full screen',
     leaveFull: 'Leave full screen',
@@ -456,7 +463,12 @@ export const strings = {
     connecting: 'Connecting…',
     waiting: 'Waiting for the server…',
     noResult: 'Press Start. Answers appear here as they come.',
-    waitingForResult: 'Waiting for the first answer…',
+    found: (numbers, name) =>
+      numbers.length === 0
+        ? `No “${name}” found.`
+        : `${plural(numbers.length, 'match', 'matches')} for “${name}”: ` +
+          `${numbers.map((number) => `#${number}`).join(', ')}.`,
+    waitingForResult: 'Waiting for an answer…',
     states: {
       idle: 'Not started',
       connecting: 'Connecting…',
@@ -709,6 +721,13 @@ export const strings = {
     cameraInsecure:
       'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
     unexpected: 'Something went wrong in this page. Reload it, and try again.',
+    convertFirst: (reason) =>
+      `${reason} Save a smaller copy, as a JPEG or PNG, and choose that one.`,
+    notConverted: (name, reason) =>
+      `The server can’t read ${name} (${reason}). Save a copy as a JPEG or PNG, and choose that one.`,
+    notDownloaded: (reason) =>
+      `The server can’t load this picture (${reason}). Check the address, or save the picture ` +
+      'and choose the file.',
     notUrl: 'This is not a web address. It begins with http:// or https://.',
   },
 }

@@ -124,7 +124,7 @@ def take_jobs(browser: Browser, site: Site, folder: Path, width: int, theme: str
     page.get_by_text("1 file was refused").click()
     shoot("chosen")
     jobs.get_by_role("radio", name="Detect").check()
-    jobs.get_by_label("Detect Object").fill("circle")
+    jobs.get_by_label("Object to find").fill("circle")
     site.service.gate.clear()
     submit(page)
     page.locator(".state.running").first.wait_for()

@@ -106,6 +106,30 @@ def test_an_answer_appears_token_by_token_with_its_usage(page: Page, site: Site)
     expect(message(page)).to_be_focused()
 
 
+def test_a_message_during_an_answer_stays_and_says_why(page: Page, site: Site) -> None:
+    open_chat(page)
+    site.service.gate.clear()
+    say(page, "Hello?")
+    expect(answers(page)).to_have_text("a")
+    hint = page.get_by_text("Wait for the answer or stop it")
+    expect(hint).to_have_count(0)
+    say(page, "And then?")
+    expect(hint).to_be_visible()
+    expect(message(page)).to_have_value("And then?")
+    site.service.gate.set()
+    expect(hint).to_have_count(0)
+    message(page).press("Enter")
+    expect(answers(page)).to_have_text([CAPTION, CAPTION])
+
+
+def test_the_settings_open_when_the_window_becomes_wide(page: Page) -> None:
+    page.set_viewport_size({"width": 800, "height": 900})
+    open_chat(page)
+    expect(setting(page, "System prompt")).to_be_hidden()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    expect(setting(page, "System prompt")).to_be_visible()
+
+
 def test_several_pictures_and_a_video_go_with_a_message(page: Page, site: Site) -> None:
     open_chat(page)
     attach(page, SCENE, CLIP)
@@ -161,7 +185,7 @@ def test_later_questions_carry_the_conversation(page: Page, site: Site) -> None:
 
 def test_an_answer_is_no_longer_than_the_page_shows(page: Page, site: Site) -> None:
     open_chat(page)
-    shown = setting(page, "Max Tokens, value").input_value()
+    shown = setting(page, "Max tokens, value").input_value()
     say(page, "Hi")
     expect(answers(page)).to_have_text(CAPTION)
     assert site.service.requests[-1].sampling.max_tokens == int(shown)
@@ -180,8 +204,8 @@ def test_settings_go_with_the_request(page: Page, site: Site) -> None:
     open_chat(page)
     page.locator("#chat-model").select_option("moondream")
     setting(page, "Temperature, value").fill("0.4")
-    setting(page, "Max Tokens, value").fill("7")
-    setting(page, "Max Tokens, value").blur()
+    setting(page, "Max tokens, value").fill("7")
+    setting(page, "Max tokens, value").blur()
     say(page, "Hi")
     expect(answers(page)).to_have_text(CAPTION)
     request = site.service.requests[-1]
@@ -332,7 +356,7 @@ def test_an_answer_that_reached_its_limit_says_so(page: Page) -> None:
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
     open_chat(page)
     say(page, "Hi")
-    expect(page.get_by_text("it reached Max Tokens")).to_be_visible()
+    expect(page.get_by_text("it reached “Max tokens”")).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
 
 def test_the_first_click_gets_a_right_caption(page: Page) -> None:
     page.get_by_text("More settings").click()
-    page.get_by_label("Caption Length").select_option("short")
+    page.get_by_label("Caption length").select_option("short")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
     expect(page.locator(".figures")).to_contain_text("Tokens/s")
@@ -92,7 +92,7 @@ def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Pat
     expect(page.get_by_text(f"{SCENES} pictures ready")).to_be_visible()
     jobs = page.locator(".jobs")
     jobs.get_by_text("More settings").click()
-    jobs.get_by_label("Caption Length").select_option("short")
+    jobs.get_by_label("Caption length").select_option("short")
     submit(page)
     expect(page.get_by_test_id("progress")).to_have_text(
         f"{SCENES} of {SCENES} uploaded · {SCENES} succeeded", timeout=120_000
@@ -168,8 +168,8 @@ def saved_results(page: Page, live: Locator) -> list[dict[str, Any]]:
 
 def ask_live(live: Locator) -> None:
     """Look for the circle, then ask about the square; the camera shows the scene."""
-    live.get_by_label("Detect Object").fill("red circle")
-    expect(answer(live)).to_have_text("1 match for “red circle”.", timeout=60_000)
+    live.get_by_label("Object to find").fill("red circle")
+    expect(answer(live)).to_contain_text("1 match for “red circle”: #", timeout=60_000)
     live.get_by_role("radio", name="Ask").check()
     live.get_by_label("Question").fill("What color is the square?")
     expect(answer(live)).to_have_text("blue", timeout=60_000)
@@ -200,8 +200,8 @@ def test_live_video_over_a_websocket_gets_the_same(page: Page) -> None:
     page.route("**/ice-servers", lambda route: route.fulfill(status=404, json={"detail": "off"}))
     live = open_tab(page)
     start(live, SOCKET)
-    live.get_by_label("Detect Object").fill("red circle")
-    mark = live.get_by_role("button", name="red circle 1:")
+    live.get_by_label("Object to find").fill("red circle")
+    mark = live.get_by_role("button", name="red circle #1:")
     mark.wait_for()
     red = find_red()
     expected = (red.x_min, red.y_min, red.x_max, red.y_max)
