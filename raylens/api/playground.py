@@ -212,7 +212,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "maximum": 1.0,
                 "default": 1.0,
                 "description": "Below 1, the least likely tokens are left out.",
-                "ui": {"order": 22, "label": "Top P", "request": "settings.top_p", **text},
+                "ui": {"order": 22, "label": "Top-p", "request": "settings.top_p", **text},
             },
             "reasoning": {
                 "type": "boolean",

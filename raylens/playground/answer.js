@@ -1,7 +1,7 @@
 // The answer to a request: text, boxes and points, notes, and figures.
 
 import { html } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { FindingsList, findingsOf, groundedParts, PictureWithFindings } from './overlay.js'
 import { tokensPerSecond } from './run.js'
 import { strings } from './strings.js'
@@ -56,26 +56,14 @@ export function Answer({ run, active, onActive, onKeyWanted, onRetry, comparison
 export function Outcome({ run, onKeyWanted, onRetry }) {
   const { result, errors } = strings
   return html`
-    ${
-      run.error &&
-      html`<${Notice} kind="error">
-      <p>${run.error.message}</p>
-      <div class="actions">
-        ${
-          run.error.needsKey &&
-          html`
-            <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
-          `
-        }
-        ${
-          onRetry &&
-          html`
-            <button type="button" onClick=${onRetry}>${errors.retry}</button>
-          `
-        }
-      </div>
-    <//>`
-    }
+    <${ErrorNotice} error=${run.error} onKeyWanted=${onKeyWanted}>
+      ${
+        onRetry &&
+        html`
+          <button type="button" onClick=${onRetry}>${errors.retry}</button>
+        `
+      }
+    <//>
     ${
       run.state === 'stopped' &&
       html`

@@ -3,7 +3,7 @@
 import { html, render, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { ChatTab } from './chat_tab.js'
 import { CompareTab } from './compare_tab.js'
-import { TabPanel } from './controls.js'
+import { ErrorNotice, TabPanel } from './controls.js'
 import { Header } from './header.js'
 import { JobsTab } from './jobs_tab.js'
 import { LiveTab } from './live_tab.js'
@@ -17,6 +17,8 @@ import { TryTab } from './try_tab.js'
 
 const POLL_MS = 10_000
 const TABS = ['try', 'compare', 'chat', 'live', 'jobs', 'status']
+/** Tabs whose own requests show at once that a key is missing. */
+const SHOW_KEY_ERRORS = ['jobs', 'status']
 
 function App() {
   const [tab, setTab] = useTab()
@@ -45,6 +47,13 @@ function App() {
       onKey=${() => setKeyVersion((version) => version + 1)}
     />
     <main><h1 class="hidden">${strings.appName}</h1>
+      ${
+        serverError?.needsKey &&
+        !SHOW_KEY_ERRORS.includes(tab) &&
+        html`
+          <${ErrorNotice} error=${serverError} onKeyWanted=${onKeyWanted} />
+        `
+      }
       <${TabPanel} id="tab" current=${tab}>
         <${TryTab} ...${shared} isShown=${tab === 'try'} />
         ${

@@ -1,12 +1,12 @@
 // The settings of a conversation: the model, the system prompt, sampling.
 
-import { html, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { Form } from './form.js'
 import { strings } from './strings.js'
 import { ModelSelect } from './task_settings.js'
 
-const WIDE = '(min-width: 1000px)'
+const wide = matchMedia('(min-width: 1000px)')
 
 /**
  * @param {{
@@ -26,7 +26,12 @@ const WIDE = '(min-width: 1000px)'
 export function ChatSettings(props) {
   const { able, chosen, info, isPocket, system, fields, values } = props
   const { onModel, onSystem, onChange, onReset } = props
-  const [isOpen, setOpen] = useState(() => matchMedia(WIDE).matches)
+  const [isOpen, setOpen] = useState(wide.matches)
+  useEffect(() => {
+    const onChange = () => wide.matches && setOpen(true)
+    wide.addEventListener('change', onChange)
+    return () => wide.removeEventListener('change', onChange)
+  }, [])
   const { chat, settings } = strings
   const changed = fields.some(({ name, default: usual }) => (values[name] ?? usual) !== usual)
   return html`

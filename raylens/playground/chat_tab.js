@@ -22,7 +22,7 @@ const MAX_TOKENS = 'max_tokens'
 
 /** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
-  const { isShown, server, schemas, serverError, health, source, onKeyWanted } = props
+  const { isShown, server, schemas, health, source, onKeyWanted } = props
   const [view, setView] = useState('chat')
   const [model, setModel] = useState('')
   const [system, setSystem] = useState('')
@@ -50,8 +50,10 @@ export function ChatTab(props) {
   const earlier = draft.isEditing ? turns.slice(0, -1) : turns
   const problem = problemOf(earlier, draft, system, server?.limits ?? null, answering ?? '', info)
 
+  const [isEarly, setEarly] = useState(false)
   const send = () => {
     const { text, attachments, loading } = draft
+    setEarly(isWorking)
     if (isWorking || loading > 0 || problem || (!text.trim() && attachments.length === 0)) return
     ask(earlier, { text, attachments }, settings)
     draft.finish()
@@ -85,6 +87,7 @@ export function ChatTab(props) {
       <${Composer}
         draft=${draft}
         ...${{ isWorking, problem }}
+        isEarly=${isEarly && isWorking}
         isEditing=${draft.isEditing}
         loading=${draft.loading}
         note=${noteOf(draft.attachments, answering, info)}
@@ -129,8 +132,8 @@ export function ChatTab(props) {
           </button>
         </div>
         <${ErrorNotice}
-          ownError=${draft.error}
-          ...${{ serverError, onKeyWanted }}
+          error=${draft.error}
+          onKeyWanted=${onKeyWanted}
           onClose=${draft.setError}
         />
         <${TabPanel} id="chat-view" class=${`view-${view}`} current=${view}>${shown()}<//>

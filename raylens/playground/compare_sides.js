@@ -4,7 +4,7 @@ import { useState } from './vendor/htm-preact.js'
 import { newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { abilitiesOf, useFields } from './task_settings.js'
-import { buildRequest, fieldsOf } from './tasks.js'
+import { asksTheSame, buildRequest, fieldsOf } from './tasks.js'
 import { ALL, contrastOf, MODEL, settingsOf, variantsOf } from './variants.js'
 
 /**
@@ -31,12 +31,16 @@ export function useSides(known, picture, settings) {
     const ownValues = Object.fromEntries(
       own.map((field) => [field.name, state.values[field.name] ?? defaultOf(field)]),
     )
-    const start = () => {
-      const asked = fieldsOf(allFields, task, abilitiesOf(known.health, model))
-      const request = buildRequest(task, model, asked, { ...values, ...ownValues })
-      state.start(newRun(request, picture))
+    const asked = fieldsOf(allFields, task, abilitiesOf(known.health, model))
+    const request = buildRequest(task, model, asked, { ...values, ...ownValues })
+    return {
+      ...state,
+      model,
+      answering: model || able[0] || '',
+      values: ownValues,
+      isOld: state.run !== null && !asksTheSame(state.run.request, request),
+      start: () => state.start(newRun(request, picture)),
     }
-    return { ...state, model, answering: model || able[0] || '', values: ownValues, start }
   }
   const sides = [useSide(picture), useSide(picture)].map(complete)
   return { sides, variants, variant, setVariant, own, hasModels }

@@ -10,7 +10,7 @@ import { Result } from './result.js'
 import { strings } from './strings.js'
 import {
   isBeyondPocket,
-  missingSetting,
+  missingForRun,
   ModelSelect,
   TaskSettings,
   useExamplePrompts,
@@ -31,12 +31,11 @@ export function CompareTab(props) {
   const { sides } = compared
   const [error, setError] = useState(null)
   const isWorking = sides.some(({ run }) => run?.state === 'working')
-  const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
 
   /** Start sides, or say what is missing. */
   const start = (started) => {
-    const isUnknown = missing === strings.run.notLoaded && serverError
-    setError(missing ? (isUnknown ? serverError : new Error(missing)) : null)
+    const missing = missingForRun(picture, settings, { server, schemas, serverError })
+    setError(missing)
     if (!missing) started.forEach((side) => side.start())
   }
   const submit = (event) => {
@@ -67,11 +66,7 @@ export function CompareTab(props) {
           />
         </div>
         <div class="right">
-          <${ErrorNotice}
-            ownError=${error}
-            ...${{ serverError, onKeyWanted }}
-            onClose=${setError}
-          />
+          <${ErrorNotice} ...${{ error, onKeyWanted }} onClose=${setError} />
           <form
             class="card settings"
             ref=${form}
@@ -151,7 +146,7 @@ function Sides({ compared, models, onRetry, onKeyWanted }) {
     [a, b, areDone],
   )
   return html`
-    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} />`}
+    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} isOld=${sides.some(({ isOld }) => isOld)} />`}
     <div class="sides">
       ${sides.map(
         (side, index) => html`
@@ -161,6 +156,7 @@ function Sides({ compared, models, onRetry, onKeyWanted }) {
             title=${strings.compare.sides[index]}
             empty=${strings.compare.empty}
             run=${side.run}
+            isOld=${side.isOld}
             model=${side.answering}
             active=${side.active}
             onActive=${side.setActive}
@@ -197,13 +193,13 @@ function OwnSettings({ index, side, own, models, hasModels }) {
   `
 }
 
-function Verdict({ a, b, areDone }) {
+function Verdict({ a, b, areDone, isOld }) {
   const { compare: texts } = strings
   const asJson = () =>
     JSON.stringify({ a: a ? asRecord(a) : null, b: b ? asRecord(b) : null }, null, 2)
   return html`
     <div class="card verdict">
-      <p role="status">${areDone ? verdict(a, b) : texts.atOnce}</p>
+      <p role="status" class=${isOld ? 'muted' : ''}>${areDone ? verdict(a, b) : texts.atOnce}</p>
       <${CopyButton} label=${texts.copy} getText=${asJson} />
     </div>
   `

@@ -14,6 +14,7 @@ const MAX_HEIGHT_PX = 220
  *   draft: import('./conversation.js').Question,
  *   isEditing: boolean,
  *   isWorking: boolean,
+ *   isEarly: boolean,
  *   loading: number,
  *   problem: string,
  *   note: string,
@@ -25,10 +26,10 @@ const MAX_HEIGHT_PX = 220
  *   onStop: () => void,
  *   onCancel: () => void,
  * }} props
- * `loading` is the number of files that are being read, `problem` why the message can't be sent.
+ * `isEarly` says that someone tried to send before the last answer has ended. `loading` is the number of files that are being read, `problem` why the message can't be sent.
  */
 export function Composer(props) {
-  const { draft, isEditing, isWorking, loading, problem, note, textRef } = props
+  const { draft, isEditing, isWorking, isEarly, loading, problem, note, textRef } = props
   const { onText, onFiles, onRemove, onSend, onStop, onCancel } = props
   const { chat } = strings
   const chooser = useRef(null)
@@ -77,6 +78,12 @@ export function Composer(props) {
         note &&
         html`
           <p class="hint" role="status">${note}</p>
+        `
+      }
+      ${
+        isEarly &&
+        html`
+          <p class="hint" role="status">${chat.early}</p>
         `
       }
       <label class="hidden" for="chat-text">${chat.message}</label>

@@ -111,31 +111,37 @@ export function Notice({ kind, children }) {
 }
 
 /**
- * What went wrong in a tab, or else that the server needs another key.
+ * What went wrong, and the way out if that is another key; nothing without an error.
  * @param {{
- *   ownError: Error | null,
- *   serverError: any,
+ *   error: any,
  *   onKeyWanted: () => void,
- *   onClose: (error: null) => void,
+ *   onClose?: (error: null) => void,
+ *   text?: any,
+ *   children?: any,
  * }} props
+ * `text` replaces the error's message. `children` are further buttons.
  */
-export function ErrorNotice({ ownError, serverError, onKeyWanted, onClose }) {
-  const error = ownError ?? (serverError?.needsKey ? serverError : null)
+export function ErrorNotice({ error, onKeyWanted, onClose, text, children }) {
   const { errors } = strings
-  if (error === null) return null
-  return html`<${Notice} kind="error"><p>${error.message}</p><div class="actions">
-    ${
-      error.needsKey &&
-      html`
-        <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
-      `
-    }
-    ${
-      ownError &&
-      html`
-        <button type="button" onClick=${() => onClose(null)}>${errors.close}</button>
-      `
-    }</div><//>`
+  if (!error) return null
+  return html`<${Notice} kind="error">
+    <p>${text ?? error.message}</p>
+    <div class="actions">
+      ${
+        error.needsKey &&
+        html`
+          <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
+        `
+      }
+      ${children}
+      ${
+        onClose &&
+        html`
+          <button type="button" onClick=${() => onClose(null)}>${errors.close}</button>
+        `
+      }
+    </div>
+  <//>`
 }
 
 /** @param {{label?: string, getText: () => string | Promise<string>}} props */

@@ -20,6 +20,7 @@ export function History({ runs, current, onSelect, onClear }) {
     <section class="card history" aria-labelledby="history-title">
       <div class="bar">
         <h2 id="history-title">${history.title}</h2>
+        <span class="hint">${history.kept}</span>
         <button type="button" class="quiet" onClick=${onClear}>${history.clear}</button>
       </div>
       <ul class="strip">

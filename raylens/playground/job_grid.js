@@ -1,6 +1,7 @@
 // The jobs as a grid: each with its picture, its state and its answer.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { PictureIcon } from './icons.js'
 import { useJobPicture } from './job_pictures.js'
 import {
   answerOf,
@@ -13,7 +14,6 @@ import {
   promptOf,
   STATES,
 } from './job_view.js'
-import { PictureIcon } from './picture_input.js'
 import { strings } from './strings.js'
 
 /**

@@ -1,7 +1,7 @@
 // The card with the jobs: filters, actions on many, downloads, and the grid, page by page.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { JobActions, reasonOf } from './job_actions.js'
 import { toCsv, toJsonLines } from './job_export.js'
 import { Filters, Grid, Pager } from './job_grid.js'
@@ -111,23 +111,18 @@ function Connection({ list }) {
 
 function Trouble({ list, onKeyWanted }) {
   const { error } = list
-  const { jobs: texts, errors } = strings
+  const { jobs: texts } = strings
   if (!error || list.isLive) return null
   if (error.status === 404)
     return html`
       <p class="muted">${texts.noQueue}</p>
     `
-  return html`<${Notice} kind="error">
-    <p>${list.isRefused ? error.message : texts.offlineHelp(reasonOf(error))}</p>
-    ${
-      error.needsKey &&
-      html`
-        <div class="actions">
-          <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
-        </div>
-      `
-    }
-  <//>`
+  return html`
+    <${ErrorNotice}
+      ...${{ error, onKeyWanted }}
+      text=${list.isRefused ? error.message : texts.offlineHelp(reasonOf(error))}
+    />
+  `
 }
 
 function Empty({ list, hasJobs }) {

@@ -6,9 +6,9 @@ import { strings } from './strings.js'
 
 /**
  * @typedef {import('./live_session.js').LiveSession} LiveSession
- * @param {{session: LiveSession | null, subject: string, onSaveLog: () => void}} props
+ * @param {{session: LiveSession | null, onSaveLog: () => void}} props
  */
-export function LiveResult({ session, subject, onSaveLog }) {
+export function LiveResult({ session, onSaveLog }) {
   const { live, result } = strings
   return html`
     <section class="card result answers" aria-labelledby="live-result-title">
@@ -20,7 +20,7 @@ export function LiveResult({ session, subject, onSaveLog }) {
         session === null
           ? html` <p class="muted">${live.noResult}</p> `
           : html`
-              <${Answer} ...${{ session, subject }} />
+              <${Answer} session=${session} />
               <${Figures} session=${session} />
             `
       }
@@ -59,7 +59,7 @@ function stateClass(session) {
   return session?.state === 'connecting' ? 'degraded' : ''
 }
 
-function Answer({ session, subject }) {
+function Answer({ session }) {
   const { result, partial, state } = session
   const { live } = strings
   if (partial) return html` <p class="answer streaming" data-testid="live-answer">${partial}</p> `
@@ -67,12 +67,13 @@ function Answer({ session, subject }) {
     return state === 'live'
       ? html` <p class="answer muted working" role="status">${live.waitingForResult}</p> `
       : null
-  return html` <p class="answer" data-testid="live-answer">${summaryOf(result, subject)}</p> `
+  return html` <p class="answer" data-testid="live-answer">${summaryOf(result, session.subject)}</p> `
 }
 
 function summaryOf(result, subject) {
   if (result.text !== undefined) return result.text || strings.result.noText
-  return strings.result.found((result.objects ?? result.points).length, subject)
+  const numbers = (result.objects ?? result.points).map((place) => place.number)
+  return strings.live.found(numbers, subject)
 }
 
 function Figures({ session }) {

@@ -2,6 +2,7 @@
 // what has come.
 
 import { asShown, Lost, mayRetry } from './live_connection.js'
+import { featureOf, promptOf } from './live_settings.js'
 import { SocketConnection } from './live_socket.js'
 import { SourceError } from './live_source.js'
 import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
@@ -40,14 +41,14 @@ export class LiveSession {
   error = null
   /** When it tries again, as of Date.now(). */
   retryAt = 0
-  /** @type {any} an error about a frame, until the next result, or about a setting */
+  /** @type {any} an error about a frame, until one has none, or about a setting */
   problem = null
   /** @type {MediaStream | null} */
   local = null
   /** @type {MediaStream | null} */
   annotated = null
   partial = ''
-  /** @type {any} */
+  /** @type {any} the newest answer to what is asked now */
   result = null
   /** @type {{at: Date, text: string, times: number}[]} the newest first */
   answers = []
@@ -93,11 +94,24 @@ export class LiveSession {
     return this.state !== 'ended'
   }
 
+  /** What is looked for, or asked. */
+  get subject() {
+    return promptOf(this.#start.fields, this.#values)
+  }
+
+  get #question() {
+    return `${featureOf(this.#start.fields, this.#values)} ${this.subject}`
+  }
+
   /** Change settings. @param {Record<string, any>} values those that are new */
   change(values) {
+    if (!this.isOpen) return
+    const asked = this.#question
     this.#values = { ...this.#values, ...values }
+    if (this.#question !== asked) this.result = null
     this.problem = null
     this.#connection?.change(values)
+    this.#onChange()
   }
 
   /** @param {boolean} isPaused */
@@ -234,10 +248,16 @@ export class LiveSession {
     if (message.type === 'partial') this.partial = message.text
     else this.#keep(message)
     if (message.type === 'result') this.#takeResult(message)
+    if (message.type === 'recovered') this.#endProblem()
     if (message.type === 'error') this.problem = message
     if (message.type === 'event')
       this.events = [{ at: new Date(), event: message.event }, ...this.events].slice(0, MAX_EVENTS)
     this.#onChange()
+  }
+
+  /** Forget an error about a frame, once there is a later frame without one. */
+  #endProblem() {
+    if (this.problem?.frame_id !== undefined) this.problem = null
   }
 
   #keep(message) {
@@ -248,7 +268,7 @@ export class LiveSession {
   #takeResult(result) {
     this.result = result
     this.partial = ''
-    if (this.problem?.frame_id !== undefined) this.problem = null
+    this.#endProblem()
     const now = performance.now()
     const delayMs = result.timings.age_ms + this.#roundTripMs
     this.delays = [...this.delays, delayMs].slice(-MAX_DELAYS)

@@ -32,6 +32,11 @@ export function SourceBar({ choice, isOpen, onChange }) {
       label: label || live.camera(index + 1),
     })),
   ]
+  // A camera that was unplugged can't be opened any more.
+  const isGone = !devices.some(({ id }) => id === choice.device)
+  useEffect(() => {
+    if (isGone) onChange({ ...choice, device: '' })
+  }, [isGone])
   const takeFile = (event) => {
     const [file] = event.target.files
     event.target.value = ''

@@ -6,10 +6,10 @@ import { useDrops } from './drops.js'
 import { Recording } from './live_recording.js'
 import { LiveLists, LiveResult } from './live_result.js'
 import { LiveSession } from './live_session.js'
-import { featureOf, LiveSettings, pipelineFields, promptOf } from './live_settings.js'
+import { featureOf, LiveSettings, pipelineFields } from './live_settings.js'
 import { frameOf, openCamera, openFile } from './live_source.js'
 import { SourceBar } from './live_source_bar.js'
-import { Problem, Tools } from './live_tools.js'
+import { Problem, RecordingTime, Tools } from './live_tools.js'
 import { LiveView, useFullScreen, viewOf } from './live_view.js'
 import { PictureError, readPicture } from './pictures.js'
 import { useFrames } from './runs.js'
@@ -28,7 +28,6 @@ const CHANGE_MS = 300
  *   isShown: boolean,
  *   server: any,
  *   schemas: any,
- *   serverError: Error | null,
  *   health: any,
  *   onKeyWanted: () => void,
  *   onSnapshot: (picture: import('./pictures.js').Picture) => void,
@@ -36,8 +35,7 @@ const CHANGE_MS = 300
  * }} props
  */
 export function LiveTab(props) {
-  const { isShown, server, schemas, serverError, health, onKeyWanted, onSnapshot, onRunning } =
-    props
+  const { isShown, server, schemas, health, onKeyWanted, onSnapshot, onRunning } = props
   const [pipelineId, setPipelineId] = useState(DEFAULT_PIPELINE)
   const [allValues, setAllValues] = useState({})
   const [choice, setChoice] = useState({ device: '', size: DEFAULT_SIZE, file: null })
@@ -53,10 +51,9 @@ export function LiveTab(props) {
   const fields = useMemo(() => pipelineFields(pipeline), [pipeline])
   const values = allValues[pipeline?.id] ?? {}
   const isOpen = session?.isOpen ?? false
-  const subject = promptOf(fields, values)
   const answering = session?.result?.model || values.model || server?.models[0]
   const hasResults = featureOf(fields, values) !== undefined
-  const look = () => viewOf(session, isMirrored, subject, hasResults)
+  const look = () => viewOf(session, isMirrored, hasResults)
   const recording = useRecording(() => ({ video: video.current, view: look() }), isOpen)
   useEffect(() => onRunning(isOpen), [isOpen])
 
@@ -92,6 +89,7 @@ export function LiveTab(props) {
       <div class="left">
         <section class="card picture" aria-labelledby="live-title">
           <h2 id="live-title" class="hidden">${live.title}</h2>
+          <${SourceBar} choice=${choice} isOpen=${isOpen} onChange=${choose} />
           <div class=${isDragging ? 'stage dragging' : 'stage'} ref=${stage}>
             <${LiveView}
               view=${look()}
@@ -99,8 +97,8 @@ export function LiveTab(props) {
               veil=${veilOf(session)}
               onEmpty=${() => begin()}
             />
+            ${recording.startedAt && html`<${RecordingTime} since=${recording.startedAt} />`}
           </div>
-          <${SourceBar} choice=${choice} isOpen=${isOpen} onChange=${choose} />
           <${Tools}
             ...${{ session, isMirrored, isFull, recording }}
             canStart=${pipeline !== undefined}
@@ -110,12 +108,16 @@ export function LiveTab(props) {
             onFull=${toggleFull}
             onSnapshot=${snapshot}
           />
-          <p class="hint">${live.privacy}</p>
+          ${!isOpen && html`<p class="hint">${live.privacy}</p>`}
         </section>
         <${LiveLists} session=${session} />
       </div>
       <div class="right">
-        <${Problem} ...${{ session, ownError, serverError, onKeyWanted }} />
+        <${Problem} ...${{ session, ownError, onKeyWanted }} />
+        <${LiveResult}
+          session=${session}
+          onSaveLog=${() => save(live.logName, 'application/jsonl', linesOf(session.log))}
+        />
         <form
           class="card settings"
           onSubmit=${(event) => event.preventDefault()}
@@ -131,10 +133,6 @@ export function LiveTab(props) {
           />
           ${isPocket(health, answering) && html`<${Notice} kind="note"><p>${strings.pocket}</p><//>`}
         </form>
-        <${LiveResult}
-          ...${{ session, subject }}
-          onSaveLog=${() => save(live.logName, 'application/jsonl', linesOf(session.log))}
-        />
       </div>
     </div>
   `
@@ -175,9 +173,12 @@ function useRecording(look, isOpen) {
   const [recording, setRecording] = useState(null)
   const latest = useRef(look)
   latest.current = look
+  const [savedAs, setSavedAs] = useState('')
   const start = () => {
+    setSavedAs('')
     const onStop = (blob, name) => {
       saveBlob(name, blob)
+      setSavedAs(name)
       setRecording(null)
     }
     setRecording(new Recording(() => latest.current(), onStop))
@@ -185,7 +186,7 @@ function useRecording(look, isOpen) {
   useEffect(() => {
     if (!isOpen) recording?.stop()
   }, [isOpen])
-  return { isOn: recording !== null, start, stop: () => recording.stop() }
+  return { startedAt: recording?.startedAt ?? null, savedAs, start, stop: () => recording.stop() }
 }
 
 function veilOf(session) {

@@ -1,7 +1,8 @@
 // The buttons below live video, and what has gone wrong with it.
 
-import { html, useEffect, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { html } from './vendor/htm-preact.js'
+import { useNow } from './clock.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { Recording } from './live_recording.js'
 import { asSentence } from './server.js'
 import { strings } from './strings.js'
@@ -14,7 +15,7 @@ const SECOND_MS = 1000
  *   canStart: boolean,
  *   isMirrored: boolean,
  *   isFull: boolean,
- *   recording: {isOn: boolean, start: () => void, stop: () => void},
+ *   recording: {startedAt: Date | null, savedAs: string, start: () => void, stop: () => void},
  *   onStart: () => void,
  *   onStop: () => void,
  *   onMirror: () => void,
@@ -29,6 +30,7 @@ export function Tools(props) {
   const isLive = session?.state === 'live'
   const hasVideo = session?.isOpen && session.local !== null
   const isPaused = session?.isPaused ?? false
+  const isRecording = recording.startedAt !== null
   return html`
     <div class="bar">
       <button
@@ -48,11 +50,11 @@ export function Tools(props) {
         html`
           <button
             type="button"
-            class=${recording.isOn ? 'recording' : ''}
-            disabled=${!isLive && !recording.isOn}
-            onClick=${recording.isOn ? recording.stop : recording.start}
+            class=${isRecording ? 'recording' : ''}
+            disabled=${!isLive && !isRecording}
+            onClick=${isRecording ? recording.stop : recording.start}
           >
-            ${recording.isOn ? live.stopRecording : live.record}
+            ${isRecording ? live.stopRecording : live.record}
           </button>
         `
       }
@@ -68,6 +70,18 @@ export function Tools(props) {
         `
       }
     </div>
+    ${recording.savedAs && html`<p role="status">${live.savedAs(recording.savedAs)}</p>`}
+  `
+}
+
+/** How long a recording has been going on. @param {{since: Date}} props */
+export function RecordingTime({ since }) {
+  const { live } = strings
+  const seconds = Math.floor((useNow() - since) / SECOND_MS)
+  return html`
+    <p class="recording-time" role="timer" aria-label=${live.recordingTime}>
+      ${live.elapsed(Math.max(0, seconds))}
+    </p>
   `
 }
 
@@ -75,37 +89,24 @@ export function Tools(props) {
  * @param {{
  *   session: import('./live_session.js').LiveSession | null,
  *   ownError: Error | null,
- *   serverError: any,
  *   onKeyWanted: () => void,
  * }} props
  */
-export function Problem({ session, ownError, serverError, onKeyWanted }) {
-  const { live, errors } = strings
+export function Problem({ session, ownError, onKeyWanted }) {
+  const { live } = strings
   const isWaiting = session?.state === 'waiting'
-  const missesKey = serverError?.needsKey && !session?.isOpen
-  const error = ownError ?? session?.error ?? (missesKey ? serverError : null)
+  const error = ownError ?? session?.error
   const problem = session?.problem && !session.problem.field && session.problem
+  const waiting = () => html`${reasonOf(error)} <${Countdown} until=${session.retryAt} />`
   return html`
-    ${
-      error &&
-      html`<${Notice} kind="error">
-        <p>
-          ${isWaiting ? reasonOf(error) : error.message}${isWaiting && html` <${Countdown} until=${session.retryAt} />`}
-        </p>
-        <div class="actions">
-          ${
-            error.needsKey &&
-            html` <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button> `
-          }
-          ${
-            isWaiting &&
-            html`
-              <button type="button" onClick=${() => session.retryNow()}>${live.retryNow}</button>
-            `
-          }
-        </div>
-      <//>`
-    }
+    <${ErrorNotice} ...${{ error, onKeyWanted }} text=${isWaiting ? waiting() : undefined}>
+      ${
+        isWaiting &&
+        html`
+          <button type="button" onClick=${() => session.retryNow()}>${live.retryNow}</button>
+        `
+      }
+    <//>
     ${
       session?.state === 'live' &&
       session.fallback &&
@@ -126,10 +127,5 @@ function reasonOf(error) {
 }
 
 function Countdown({ until }) {
-  const [now, setNow] = useState(Date.now)
-  useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now()), SECOND_MS)
-    return () => clearInterval(timer)
-  }, [])
-  return strings.live.retryIn(Math.max(0, Math.ceil((until - now) / SECOND_MS)))
+  return strings.live.retryIn(Math.max(0, Math.ceil((until - useNow()) / SECOND_MS)))
 }

@@ -1,6 +1,7 @@
 // The video of the tab "Live", and what lies over it.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { CameraIcon } from './icons.js'
 import { asFinding, Marks } from './overlay.js'
 import { strings } from './strings.js'
 
@@ -16,11 +17,10 @@ import { strings } from './strings.js'
 /**
  * @param {import('./live_session.js').LiveSession | null} session
  * @param {boolean} isMirrored
- * @param {string} subject what is looked for
  * @param {boolean} hasResults whether the pipeline says what it finds, instead of drawing alone
  * @returns {View}
  */
-export function viewOf(session, isMirrored, subject, hasResults) {
+export function viewOf(session, isMirrored, hasResults) {
   // Words on annotated video can't be read in a mirror.
   const isAnnotated = session?.annotated && !(isMirrored && hasResults)
   if (isAnnotated) return { stream: session.annotated, isMirrored, findings: [], words: '' }
@@ -28,7 +28,7 @@ export function viewOf(session, isMirrored, subject, hasResults) {
   return {
     stream: session?.local ?? null,
     isMirrored,
-    findings: findingsOf(result, subject, isMirrored),
+    findings: findingsOf(result, session?.subject, isMirrored),
     words: session?.partial || result?.text || '',
   }
 }
@@ -99,22 +99,4 @@ export function useFullScreen(ref) {
   }, [])
   const toggle = () => (isFull ? document.exitFullscreen() : ref.current.requestFullscreen())
   return [isFull, document.fullscreenEnabled ? toggle : null]
-}
-
-function CameraIcon() {
-  return html`
-    <svg
-      viewBox="0 0 48 48"
-      width="48"
-      height="48"
-      aria-hidden="true"
-      fill="none"
-      stroke="currentColor"
-      stroke-width="2"
-      stroke-linejoin="round"
-    >
-      <rect x="5" y="12" width="27" height="24" rx="3" />
-      <path d="M32 21l11-6v18l-11-6" />
-    </svg>
-  `
 }

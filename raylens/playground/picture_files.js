@@ -1,7 +1,6 @@
 // Pictures from files, web addresses and the bundled examples, with errors as sentences.
 
 import {
-  checkBytes,
   fromDataUrl,
   PictureError,
   readPicture,
@@ -13,6 +12,9 @@ import { strings } from './strings.js'
 
 /** @typedef {import('./pictures.js').Picture} Picture */
 /** @typedef {import('./pictures.js').Limits} Limits */
+
+/** Of requests, and what their errors call it. */
+const FIELD = 'image_url'
 
 export const EXAMPLES = [
   { id: 'scene', file: 'scene.png' },
@@ -41,23 +43,26 @@ export async function readAny(blob, name, limits, side) {
     return await readPicture(blob, name, limits, side)
   } catch (error) {
     if (!(error instanceof UndisplayableError)) throw error
-    if (limits) checkBytes(blob, name, limits)
-    const shown = await decodeOnServer(await toDataUrl(blob), name, limits)
+    const { convertFirst, notConverted, tooManyBytes } = strings.errors
+    if (limits && blob.size > limits.image_bytes)
+      throw new PictureError(convertFirst(tooManyBytes(name, blob.size, limits.image_bytes)))
+    const url = await toDataUrl(blob)
+    const shown = await decodeOnServer(url, name, (reason) => notConverted(name, reason))
     return side === null ? { ...shown, blob } : readPicture(shown.blob, name, limits, side)
   }
 }
 
 /**
- * Return a picture that the server downloads.
+ * Return a picture that the server downloads. Raises PictureError and ServerError.
  * @param {string} text
- * @param {Limits | null} limits
  * @returns {Promise<Picture>}
  */
-export async function readAddress(text, limits) {
+export async function readAddress(text) {
+  const { notUrl, notDownloaded } = strings.errors
   const address = text.trim()
-  if (!/^https?:\/\/\S+$/i.test(address)) throw new PictureError(strings.errors.notUrl)
+  if (!/^https?:\/\/\S+$/i.test(address)) throw new PictureError(notUrl)
   const name = address.split(/[?#]/)[0].split('/').pop() || new URL(address).host
-  return { ...(await decodeOnServer(address, name, limits)), address }
+  return { ...(await decodeOnServer(address, name, notDownloaded)), address }
 }
 
 /**
@@ -73,9 +78,18 @@ export async function readExample(file, limits, side) {
   return read.name === file && side === null ? { ...read, example: file } : read
 }
 
-async function decodeOnServer(url, name, limits) {
-  const { image_url: upright } = await ask('v1/preprocess', {
-    json: { image_url: url, recipe: 'plain' },
+/**
+ * Return a picture as the server decodes it, to be shown: it is not what is sent later.
+ * @param {string} url
+ * @param {string} name
+ * @param {(reason: string) => string} explain returns the sentence for a picture that is refused
+ */
+async function decodeOnServer(url, name, explain) {
+  const json = { [FIELD]: url, recipe: 'plain' }
+  const answer = await ask('v1/preprocess', { json }).catch((error) => {
+    const reason = error.answer?.detail
+    if (typeof reason !== 'string' || !reason.includes(FIELD)) throw error
+    throw new PictureError(explain(reason.replace(`${FIELD}: `, '').replace(FIELD, 'it')))
   })
-  return readPicture(fromDataUrl(upright), name, limits, null)
+  return readPicture(fromDataUrl(answer[FIELD]), name, null, null)
 }

@@ -3,6 +3,7 @@
 import { html, useRef, useState } from './vendor/htm-preact.js'
 import { Camera } from './camera.js'
 import { useDrops } from './drops.js'
+import { PictureIcon } from './icons.js'
 import { PictureWithFindings } from './overlay.js'
 import { asPictureError, EXAMPLES, readAddress, readAny, readExample } from './picture_files.js'
 import { PictureError, SHRINK_SIDES, THUMBNAIL, TooLargeError } from './pictures.js'
@@ -52,7 +53,7 @@ export function PictureInput(props) {
     throw new PictureError(texts.shrinkFirst(error.message))
   }
   const takeBlob = (blob, name) => take(() => readAny(blob, name, limits, side).catch(advise))
-  const takeAddress = (text) => take(() => readAddress(text, limits))
+  const takeAddress = (text) => take(() => readAddress(text))
   const takeExample = (example) =>
     take(() => readExample(example.file, limits, side), example.id)
   const takeFiles = async (files) => {
@@ -202,23 +203,5 @@ function UrlPanel({ prefix, isOff, onLoad }) {
       </div>
       <button type="submit">${texts.urlLoad}</button>
     </form>
-  `
-}
-
-export function PictureIcon() {
-  return html`
-    <svg
-      viewBox="0 0 48 48"
-      width="48"
-      height="48"
-      aria-hidden="true"
-      fill="none"
-      stroke="currentColor"
-      stroke-width="2"
-    >
-      <rect x="6" y="9" width="36" height="30" rx="3" />
-      <circle cx="17" cy="19" r="3.5" />
-      <path d="M7 35l11-10 7 6 8-8 8 8" stroke-linejoin="round" />
-    </svg>
   `
 }

@@ -86,7 +86,7 @@ function SideBySide({ picture, answer }) {
                   ${steps.map(
                     (step) => html`
                       <tr key=${step.name}>
-                        <th scope="row">${step.name}</th>
+                        <th scope="row">${step.name.replaceAll('_', ' ')}</th>
                         <td>${step.did}</td>
                         <td class="number">${strings.duration(step.ms)}</td>
                       </tr>

@@ -15,6 +15,7 @@ const VIEWS = ['answer', 'seen', 'json', 'code']
  *   title: string,
  *   empty: string,
  *   run: import('./run.js').Run | null,
+ *   isOld: boolean,
  *   model: string,
  *   active: number | null,
  *   onActive: (index: number | null) => void,
@@ -23,10 +24,10 @@ const VIEWS = ['answer', 'seen', 'json', 'code']
  *   comparison?: import('./comparison.js').Comparison,
  *   children?: any,
  * }} props
- * `id` is the card's, since several may be on the page. `empty` is shown without a run. `model` is
- * the one that would answer.
+ * `id` is the card's, since several may be on the page. `empty` is shown without a run. `isOld` says
+ * that the settings have changed since the run. `model` is the one that would answer.
  */
-export function Result({ id, title, empty, run, model, children, ...shown }) {
+export function Result({ id, title, empty, run, isOld, model, children, ...shown }) {
   const [view, setView] = useState('answer')
   // Whoever asks wants to see the answer first.
   useEffect(() => setView('answer'), [run?.id])
@@ -56,7 +57,7 @@ export function Result({ id, title, empty, run, model, children, ...shown }) {
     `,
   }
   return html`
-    <section class="card result" id=${id} aria-labelledby=${titleId}>
+    <section class=${isOld ? 'card result old' : 'card result'} id=${id} aria-labelledby=${titleId}>
       <div class="bar">
         <h2 id=${titleId}>${title}</h2>
         <${Tabs}
@@ -69,6 +70,12 @@ export function Result({ id, title, empty, run, model, children, ...shown }) {
         />
       </div>
       ${children}
+      ${
+        isOld &&
+        html`
+          <p class="hint since" role="status">${result.old}</p>
+        `
+      }
       <${TabPanel} id=${`${id}-view`} current=${view}>${views[view]()}<//>
       <p class="hidden" role="status">${run.state === 'done' ? result.announceDone : ''}</p>
     </section>

@@ -1,7 +1,7 @@
 // The tab "Status": models, replicas, and the figures of the last minutes.
 
 import { html } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { Figures, JOB_FIGURES, MODEL_FIGURES, SERVER_FIGURES } from './figures.js'
 import { usePolling } from './polling.js'
 import { root } from './server.js'
@@ -19,20 +19,10 @@ export function StatusTab({ keyVersion, onKeyWanted }) {
         <h2>${texts.title}</h2>
         <p class="about muted">${status && texts.updated(status.version, time)}</p>
       </div>
-      ${
-        error &&
-        html`<${Notice} kind="error">
-          <p>${status ? texts.old(error.message, time) : error.message}</p>
-          ${
-            error.needsKey &&
-            html`
-              <div class="actions">
-                <button type="button" onClick=${onKeyWanted}>${strings.errors.enterKey}</button>
-              </div>
-            `
-          }
-        <//>`
-      }
+      <${ErrorNotice}
+        ...${{ error, onKeyWanted }}
+        text=${status && error && texts.old(error.message, time)}
+      />
       ${
         !status &&
         !error &&

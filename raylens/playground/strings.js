@@ -290,6 +290,7 @@ export const strings = {
     working: 'Waiting for the first token…',
     workingFindings: 'Looking…',
     stopped: 'Stopped.',
+    old: 'The settings have changed since this answer.',
     noText: 'The model returned no text.',
     views: 'Views of the result',
     answer: 'Answer',
@@ -299,7 +300,7 @@ export const strings = {
     reasoning: 'Reasoning',
     found: (count, name) =>
       count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`,
-    finding: (name, index) => `${name} ${index}`,
+    finding: (name, number) => `${name} #${number}`,
     boxAt: (box) => `left ${box.left}%, top ${box.top}%, ${box.width}% wide, ${box.height}% high`,
     pointAt: (point) => `left ${point.left}%, top ${point.top}%`,
     firstToken: 'First token',
@@ -318,8 +319,8 @@ export const strings = {
 
   seen: {
     before: 'Original',
-    after: 'What the model sees',
-    modelSize: (width, height) => `The model resizes it to ${width} × ${height}.`,
+    after: 'After preprocessing',
+    modelSize: (width, height) => `The model then scales it to ${width} × ${height} pixels.`,
     loading: 'Asking the server…',
     steps: 'Steps',
     step: 'Step',
@@ -377,6 +378,7 @@ export const strings = {
     message: 'Message',
     placeholder: 'Write a message',
     shortcut: 'Enter sends, Shift + Enter starts a new line',
+    early: 'Wait for the answer or stop it, then send this.',
     choose: 'Add pictures or videos',
     dropNow: 'Drop to add to your message',
     loading: (count) => `Reading ${plural(count, 'file', 'files')}…`,
@@ -439,6 +441,7 @@ export const strings = {
 
   history: {
     title: 'History',
+    kept: 'Kept until this page is reloaded',
     clear: 'Clear',
     failed: 'Failed',
   },
@@ -468,6 +471,10 @@ export const strings = {
     snapshotName: 'snapshot.jpg',
     record: 'Record',
     stopRecording: 'Stop and save',
+    recordingTime: 'Length of the recording',
+    elapsed: (seconds) =>
+      `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`,
+    savedAs: (name) => `Saved as ${name}.`,
     mirror: 'Mirror',
     full: 'Full screen',
     leaveFull: 'Leave full screen',
@@ -477,7 +484,12 @@ export const strings = {
     connecting: 'Connecting…',
     waiting: 'Waiting for the server…',
     noResult: 'Press Start. Answers appear here as they come.',
-    waitingForResult: 'Waiting for the first answer…',
+    found: (numbers, name) =>
+      numbers.length === 0
+        ? `No “${name}” found.`
+        : `${plural(numbers.length, 'match', 'matches')} for “${name}”: ` +
+          `${numbers.map((number) => `#${number}`).join(', ')}.`,
+    waitingForResult: 'Waiting for an answer…',
     states: {
       idle: 'Not started',
       connecting: 'Connecting…',
@@ -737,6 +749,13 @@ export const strings = {
     cameraInsecure:
       'Browsers allow the camera only on https pages and on localhost. Choose a file instead.',
     unexpected: 'Something went wrong on this page. Reload it, then try again.',
+    convertFirst: (reason) =>
+      `${reason} Save a smaller copy, as a JPEG or PNG, and choose that one.`,
+    notConverted: (name, reason) =>
+      `The server can’t read ${name} (${reason}). Save a copy as a JPEG or PNG, and choose that one.`,
+    notDownloaded: (reason) =>
+      `The server can’t load this picture (${reason}). Check the address, or save the picture ` +
+      'and choose the file.',
     notUrl: 'This is not a web address: it must begin with http:// or https://.',
   },
 }

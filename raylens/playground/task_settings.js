@@ -124,6 +124,20 @@ export function missingSetting({ prompt, values }, { server, schemas }) {
 }
 
 /**
+ * Return why there can be no run yet, as an error; null if there can.
+ * @param {import('./pictures.js').Picture | null} picture
+ * @param {ReturnType<typeof useTaskSettings>} settings
+ * @param {{server: any, schemas: any, serverError: any}} known
+ */
+export function missingForRun(picture, settings, known) {
+  const { run } = strings
+  const missing = picture ? missingSetting(settings, known) : run.needsPicture
+  // The page itself says that a key is missing.
+  const isExplained = missing === run.notLoaded && known.serverError && !known.serverError.needsKey
+  return isExplained ? known.serverError : missing ? new Error(missing) : null
+}
+
+/**
  * The controls of a task, a model and settings.
  * @param {{
  *   prefix?: string,

@@ -77,6 +77,15 @@ export function buildRequest(task, model, fields, values) {
 }
 
 /**
+ * Whether two requests ask the same.
+ * @param {Request} one
+ * @param {Request} other
+ */
+export function asksTheSame(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other)
+}
+
+/**
  * Return a body with the settings that are not the server's defaults.
  * @param {import('./form.js').Field[]} fields
  * @param {Record<string, any>} values

@@ -11,12 +11,12 @@ import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import {
   isBeyondPocket,
-  missingSetting,
+  missingForRun,
   TaskSettings,
   useExamplePrompts,
   useTaskSettings,
 } from './task_settings.js'
-import { buildRequest } from './tasks.js'
+import { asksTheSame, buildRequest } from './tasks.js'
 
 const MAX_RUNS = 30
 
@@ -38,7 +38,7 @@ export function TryTab(props) {
   const { picture } = source
   const settings = useTaskSettings({ server, schemas, health })
   useExamplePrompts(source, settings.setValues)
-  const [ownError, setError] = useState(null)
+  const [error, setError] = useState(null)
   const [active, setActive] = useState(null)
   const { runs, run, start, stop, select, clear } = useRuns(picture, MAX_RUNS)
 
@@ -47,18 +47,16 @@ export function TryTab(props) {
     setActive(null)
     select(null)
   }
-  const missing = picture ? missingSetting(settings, { server, schemas }) : strings.run.needsPicture
+  const { task, chosen, fields, values } = settings
+  const request = buildRequest(task, chosen, fields, values)
   const submit = (event) => {
     event?.preventDefault()
     if (run?.state === 'working') return
-    if (missing) {
-      setError(missing === strings.run.notLoaded && serverError ? serverError : new Error(missing))
-      return
-    }
-    setError(null)
+    const missing = missingForRun(picture, settings, { server, schemas, serverError })
+    setError(missing)
+    if (missing) return
     setActive(null)
-    const { task, chosen, fields, values } = settings
-    start(newRun(buildRequest(task, chosen, fields, values), picture, settings.current))
+    start(newRun(request, picture, settings.current))
   }
   const form = useRef(null)
   const onKeyDown = (event) => {
@@ -77,7 +75,7 @@ export function TryTab(props) {
   }, [run])
 
   return html`
-    <div class="columns" hidden=${!isShown} onKeyDown=${onKeyDown}>
+    <div class="columns try" hidden=${!isShown} onKeyDown=${onKeyDown}>
       <div class="left">
         <${PictureInput}
           prefix="try"
@@ -90,7 +88,7 @@ export function TryTab(props) {
         <${History} runs=${runs} current=${run} onSelect=${showRun} onClear=${clear} />
       </div>
       <div class="right">
-        <${ErrorNotice} ...${{ ownError, serverError, onKeyWanted }} onClose=${setError} />
+        <${ErrorNotice} ...${{ error, onKeyWanted }} onClose=${setError} />
         <form
           class="card settings"
           ref=${form}
@@ -125,6 +123,7 @@ export function TryTab(props) {
             title=${strings.result.title}
             empty=${strings.result.empty}
             ...${{ run, active, onKeyWanted }}
+            isOld=${run !== null && !asksTheSame(run.request, request)}
             model=${settings.answering}
             onActive=${setActive}
             onRetry=${submit}

@@ -1,7 +1,8 @@
 // The card of the tab "Jobs" that takes pictures and folders, and shows how far their upload is.
 
-import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { html, useRef } from './vendor/htm-preact.js'
+import { useNow } from './clock.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { readChosen, readDrop } from './dropped_files.js'
 import { useDrops } from './drops.js'
 import { reasonOf } from './job_actions.js'
@@ -179,27 +180,15 @@ function Progress({ uploads, jobs, onKeyWanted }) {
 
 /** Why the upload waits, and until when. */
 function Hold({ uploads, onKeyWanted }) {
-  const { jobs: texts, errors } = strings
+  const { jobs: texts } = strings
   const { error, until } = uploads.hold
-  const [now, setNow] = useState(Date.now())
-  useEffect(() => {
-    const timer = setInterval(() => setNow(Date.now()), 1000)
-    return () => clearInterval(timer)
-  }, [])
-  const seconds = Math.max(1, Math.ceil((until - now) / 1000))
-  return html`<${Notice} kind=${error.needsKey ? 'error' : 'note'}>
-    <p>${error.needsKey ? error.message : reasonOf(error)}</p>
-    ${!error.needsKey && html`<p>${texts.goesOn(seconds)}</p>`}
+  const seconds = Math.max(1, Math.ceil((until - useNow()) / 1000))
+  if (error.needsKey) return html`<${ErrorNotice} ...${{ error, onKeyWanted }} />`
+  return html`<${Notice} kind="note">
+    <p>${reasonOf(error)}</p>
+    <p>${texts.goesOn(seconds)}</p>
     <div class="actions">
-      ${
-        error.needsKey
-          ? html`
-              <button type="button" onClick=${onKeyWanted}>${errors.enterKey}</button>
-            `
-          : html`
-              <button type="button" onClick=${() => uploads.resume()}>${texts.goesOnNow}</button>
-            `
-      }
+      <button type="button" onClick=${() => uploads.resume()}>${texts.goesOnNow}</button>
     </div>
   <//>`
 }

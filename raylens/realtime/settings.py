@@ -113,7 +113,7 @@ class MoondreamConfig(BaseModel):
     detect_object: str = Field(
         "person",
         max_length=200,
-        description="What to look for; one kind of object.",
+        description="One kind of object, such as a red car.",
         json_schema_extra=_ui(
             2, "input", label="Object to find", request="object", features=_PLACES
         ),
@@ -156,7 +156,7 @@ class MoondreamConfig(BaseModel):
         ge=1,
         le=50,
         description="How many objects it takes for an event.",
-        json_schema_extra=_ui(13, label="Objects for an event", group=_EVENTS, features=_PLACES),
+        json_schema_extra=_ui(13, label="Objects of an event", group=_EVENTS, features=_PLACES),
     )
 
     @property

@@ -101,6 +101,7 @@ class ScriptedService(VisionService):
     error: RaylensError | None = None
     words_before_error: int = 0
     warnings: tuple[str, ...] = ()
+    finds_nothing: bool = False
     loaded: frozenset[str] = frozenset(TASKS)
     requests: list[VisionRequest] = field(default_factory=list)
     pictures: list[bytes] = field(default_factory=list)
@@ -145,7 +146,9 @@ class ScriptedService(VisionService):
 
     def _found(self, request: VisionRequest) -> Delta:
         red = find_red()
-        if isinstance(request.task, Detect):
+        if self.finds_nothing:
+            findings = Findings()
+        elif isinstance(request.task, Detect):
             findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
         else:
             findings = Findings(locations=(center(red),))

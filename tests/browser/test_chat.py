@@ -106,6 +106,30 @@ def test_an_answer_appears_token_by_token_with_its_usage(page: Page, site: Site)
     expect(message(page)).to_be_focused()
 
 
+def test_a_message_during_an_answer_stays_and_says_why(page: Page, site: Site) -> None:
+    open_chat(page)
+    site.service.gate.clear()
+    say(page, "Hello?")
+    expect(answers(page)).to_have_text("a")
+    hint = page.get_by_text("Wait for the answer or stop it")
+    expect(hint).to_have_count(0)
+    say(page, "And then?")
+    expect(hint).to_be_visible()
+    expect(message(page)).to_have_value("And then?")
+    site.service.gate.set()
+    expect(hint).to_have_count(0)
+    message(page).press("Enter")
+    expect(answers(page)).to_have_text([CAPTION, CAPTION])
+
+
+def test_the_settings_open_when_the_window_becomes_wide(page: Page) -> None:
+    page.set_viewport_size({"width": 800, "height": 900})
+    open_chat(page)
+    expect(setting(page, "System prompt")).to_be_hidden()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    expect(setting(page, "System prompt")).to_be_visible()
+
+
 def test_several_pictures_and_a_video_go_with_a_message(page: Page, site: Site) -> None:
     open_chat(page)
     attach(page, SCENE, CLIP)

@@ -77,7 +77,7 @@ def test_boxes_lie_over_the_picture_of_each_side(page: Page) -> None:
     red = find_red()
     for index in (0, 1):
         card = side(page, index)
-        mark = card.get_by_role("button", name="circle 1:")
+        mark = card.get_by_role("button", name="circle #1:")
         mark.wait_for()
         box, frame = mark.bounding_box(), card.locator(".frame").bounding_box()
         assert box is not None
@@ -124,6 +124,22 @@ def test_any_setting_may_differ_and_the_others_are_shared(page: Page, site: Site
     page.get_by_label("What differs").select_option("Several settings")
     expect(side(page, 0).get_by_label("Model")).to_be_visible()
     expect(side(page, 0).get_by_label("Recipe")).to_be_visible()
+
+
+def test_answers_of_earlier_settings_say_so(page: Page) -> None:
+    open_tab(page)
+    run_both(page)
+    old = page.get_by_text("The settings have changed since this answer.")
+    expect(answer(page, 1)).to_have_text(CAPTION)
+    expect(old).to_have_count(0)
+    side(page, 1).get_by_label("Model").select_option("moondream")
+    expect(side(page, 1).get_by_text("The settings have changed since")).to_be_visible()
+    expect(old).to_have_count(1)
+    choose_task(page, "Ask")
+    expect(old).to_have_count(2)
+    run_both(page)
+    expect(answer(page, 1)).to_have_text(CAPTION)
+    expect(old).to_have_count(0)
 
 
 def test_words_that_only_one_side_has_are_marked(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.browser
 
 def test_the_camera_comes_back_with_boxes_and_figures(live: Locator, site: LiveSite) -> None:
     start(live)
-    expect(answer(live)).to_have_text("2 matches for “person”.")
+    expect(answer(live)).to_have_text("2 matches for “person”: #1, #2.")
     for name in ("Delay", "Frames/s", "Answers/s", "Dropped frames", "Sent, received", "moondream"):
         expect(live.locator(".figures")).to_contain_text(name)
     expect(live.get_by_role("img", name="Delays of the last")).to_be_visible()
@@ -65,7 +66,7 @@ def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     start(live)
     expect(answer(live)).to_be_visible()
     live.get_by_label("Object to find").fill("red circle")
-    expect(answer(live)).to_have_text("2 matches for “red circle”.")
+    expect(answer(live)).to_have_text("2 matches for “red circle”: #1, #2.")
     wait_until(lambda: site.service.requests[-1].task == Detect("red circle", 10))
     live.get_by_role("radio", name="Ask").check()
     live.get_by_label("Question").fill("What is it?")
@@ -80,11 +81,21 @@ def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     assert site.sessions.count == 1
 
 
+def test_an_answer_goes_with_its_question(live: Locator, site: LiveSite) -> None:
+    start(live)
+    expect(answer(live)).to_contain_text("“person”")
+    site.service.gate.clear()
+    live.get_by_label("Object to find").fill("cat")
+    expect(live.get_by_text("Waiting for an answer…")).to_be_visible()
+    site.service.gate.set()
+    expect(answer(live)).to_contain_text("“cat”")
+
+
 def test_only_settings_with_an_effect_are_shown(live: Locator) -> None:
     expect(live.get_by_label("Object to find")).to_be_visible()
     expect(live.get_by_label("Question")).to_have_count(0)
     live.get_by_text("Events", exact=True).click()
-    expect(live.get_by_label("Objects for an event", exact=True)).to_be_visible()
+    expect(live.get_by_label("Objects of an event", exact=True)).to_be_visible()
     live.get_by_role("radio", name="Caption").check()
     expect(live.get_by_text("Events", exact=True)).to_have_count(0)
     expect(live.get_by_label("Object to find")).to_have_count(0)
@@ -147,11 +158,37 @@ def test_a_frame_without_an_answer_gets_a_sentence_until_the_next_one(
     expect(live.get_by_role("alert")).to_have_count(0)
 
 
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1440, 900)])
+def test_the_answer_is_in_sight_beside_the_video(
+    page: Page, live: Locator, width: int, height: int
+) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    live.get_by_text("More settings").click()
+    live.get_by_text("Events", exact=True).click()
+    start(live)
+    expect(answer(live)).to_be_visible()
+    page.evaluate("scrollTo(0, 0)")
+    expect(live.locator("video")).to_be_in_viewport(ratio=1)
+    expect(answer(live)).to_be_in_viewport(ratio=1)
+    expect(live.locator(".figures dt", has_text="Delay")).to_be_in_viewport(ratio=1)
+
+
+def test_boxes_go_with_the_first_answer_that_has_none(
+    over_socket: tuple[LiveSite, Locator],
+) -> None:
+    site, live = over_socket
+    start(live, SOCKET)
+    expect(live.locator(".mark")).to_have_count(2)
+    site.service.finds_nothing = True
+    expect(answer(live)).to_have_text("No “person” found.")
+    expect(live.locator(".mark")).to_have_count(0)
+
+
 def test_a_mirror_shows_the_page_its_own_boxes(live: Locator) -> None:
     start(live)
     expect(live.locator(".mark")).to_have_count(0)
     press(live, "Mirror")
-    mark = live.get_by_role("button", name="person 1:")
+    mark = live.get_by_role("button", name="person #1:")
     mark.wait_for()
     assert bounds(mark, live.locator(".frame")) == pytest.approx(mirrored_red(), abs=0.02)
 
@@ -167,7 +204,7 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[LiveSite
     expect(live.locator(".right > .notice")).to_contain_text(
         "This server does not offer WebRTC. Pictures go over a WebSocket instead"
     )
-    mark = live.get_by_role("button", name="person 1:")
+    mark = live.get_by_role("button", name="person #1:")
     mark.wait_for()
     red = find_red()
     expected = (red.x_min, red.y_min, red.x_max, red.y_max)
@@ -209,10 +246,15 @@ def test_a_recording_can_be_played(browser: Browser, has_webrtc: bool) -> None:
         start(live, WEBRTC if has_webrtc else SOCKET)
         expect(answer(live)).to_be_visible()
         press(live, "Record")
+        time_shown = live.get_by_role("timer", name="Length of the recording")
+        expect(time_shown).to_have_text(re.compile(r"^0:\d\d$"))
         count = len(site.service.requests)
         wait_until(lambda: len(site.service.requests) > count + 10)
+        expect(time_shown).not_to_have_text("0:00")
         download = saved(page, lambda: press(live, "Stop and save"))
         assert download.suggested_filename.endswith(".webm")
+        expect(live.get_by_text(f"Saved as {download.suggested_filename}.")).to_be_visible()
+        expect(time_shown).to_have_count(0)
         stream = probe(Path(download.path()))
         assert (stream["width"], stream["height"]) == (480, 360)
         assert int(stream["nb_read_frames"]) >= 5

@@ -106,8 +106,8 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
     keys = tmp_path / "keys.yaml"
     write_key(keys, "me", "rl-mine")
     with visiting(browser, has_webrtc=has_webrtc, auth={"keys_file": str(keys)}) as (_, page, live):
-        expect(live.get_by_role("alert")).to_contain_text("This server needs an API key.")
-        live.get_by_role("button", name="Enter key").click()
+        expect(page.get_by_role("alert")).to_contain_text("This server needs an API key.")
+        page.get_by_role("button", name="Enter key").click()
         page.get_by_label("API key").fill("rl-mine")
         page.get_by_label("API key").press("Enter")
         start(live, WEBRTC if has_webrtc else SOCKET)
@@ -121,7 +121,7 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
 def test_a_session_is_ended_with_the_key_that_began_it(browser: Browser) -> None:
     auth = {"keys": [{"name": "me", "hash": hash_key("rl-mine")}]}
     with visiting(browser, auth=auth) as (site, page, live):
-        live.get_by_role("button", name="Enter key").click()
+        page.get_by_role("button", name="Enter key").click()
         page.get_by_label("API key").fill("rl-mine")
         page.get_by_label("API key").press("Enter")
         start(live)
@@ -160,6 +160,36 @@ def bare(playwright: Playwright, url: str, *arguments: str) -> Iterator[Locator]
         page = browser.new_page()
         page.goto(url)
         yield open_tab(page)
+
+
+def test_a_camera_that_is_unplugged_ends_the_session_and_another_one_can_be_chosen(
+    over_socket: tuple[LiveSite, Locator],
+) -> None:
+    site, live = over_socket
+    start(live, SOCKET)
+    camera = live.get_by_label("Camera", exact=True)
+    expect(camera).to_be_disabled()
+    name = camera.locator("option").nth(1).inner_text()  # named once it may be used
+    unplug = """(video) => {
+      const [track] = video.srcObject.getTracks()
+      track.stop()
+      track.dispatchEvent(new Event('ended'))
+    }"""
+    live.locator("video").evaluate(unplug)
+    expect(live.get_by_role("alert")).to_contain_text("The camera was turned off or unplugged.")
+    expect(live.locator(".state")).to_have_text("Ended")
+    wait_until(lambda: count_sockets(site) == 0)
+    camera.select_option(name)
+    start(live, SOCKET)
+    expect(live.get_by_role("alert")).to_have_count(0)
+    stop(live)
+    # Without the camera that was chosen, there is the default one.
+    live.page.evaluate("""() => {
+      navigator.mediaDevices.enumerateDevices = () => Promise.resolve([])
+      navigator.mediaDevices.dispatchEvent(new Event('devicechange'))
+    }""")
+    expect(camera.locator("option")).to_have_count(1)
+    start(live, SOCKET)
 
 
 def test_a_camera_that_is_denied_gets_a_sentence(playwright: Playwright, site: LiveSite) -> None:

@@ -89,7 +89,40 @@ class Plugin:
 
 plugin = Plugin()
 """
-PLUGINS = {"focus": FOCUS, "tint": TINT}
+SHAKY = """
+from pathlib import Path
+from typing import ClassVar
+import pluggy
+from pydantic import BaseModel
+
+
+class ShakyConfig(BaseModel):
+    pipeline_id: ClassVar[str] = "shaky"
+    pipeline_name: ClassVar[str] = "Shaky"
+    pipeline_description: ClassVar[str] = "Fails as long as there is a file."
+
+
+class ShakyPipeline:
+    get_config_class = classmethod(lambda cls: ShakyConfig)
+
+    def __init__(self, **_):
+        pass
+
+    def __call__(self, video, **_):
+        if Path(__file__).with_suffix(".fails").exists():
+            raise ValueError("it fails")
+        return {"video": video[0].float() / 255}
+
+
+class Plugin:
+    @pluggy.HookimplMarker("scope")
+    def register_pipelines(self, register):
+        register(ShakyPipeline)
+
+
+plugin = Plugin()
+"""
+PLUGINS = {"focus": FOCUS, "tint": TINT, "shaky": SHAKY}
 
 
 def install(folder: Path, name: str, source: str) -> None:
@@ -151,3 +184,14 @@ def test_the_pipeline_of_a_plugin_runs_on_live_video(live: Locator) -> None:
     live.get_by_label("Strength, value").fill("1")
     live.get_by_label("Strength, value").blur()
     wait_until(lambda: redness() > 235)
+
+
+@pytest.mark.usefixtures("_installed")
+def test_the_error_of_a_plugin_goes_once_it_works_again(live: Locator, tmp_path: Path) -> None:
+    trouble = tmp_path / "scope_shaky.fails"
+    trouble.touch()
+    live.get_by_label("Pipeline").select_option("Shaky")
+    start(live)
+    expect(live.get_by_role("alert")).to_contain_text("An internal error.")
+    trouble.unlink()
+    expect(live.get_by_role("alert")).to_have_count(0)

@@ -169,7 +169,7 @@ def saved_results(page: Page, live: Locator) -> list[dict[str, Any]]:
 def ask_live(live: Locator) -> None:
     """Look for the circle, then ask about the square; the camera shows the scene."""
     live.get_by_label("Object to find").fill("red circle")
-    expect(answer(live)).to_have_text("1 match for “red circle”.", timeout=60_000)
+    expect(answer(live)).to_contain_text("1 match for “red circle”: #", timeout=60_000)
     live.get_by_role("radio", name="Ask").check()
     live.get_by_label("Question").fill("What color is the square?")
     expect(answer(live)).to_have_text("blue", timeout=60_000)
@@ -201,7 +201,7 @@ def test_live_video_over_a_websocket_gets_the_same(page: Page) -> None:
     live = open_tab(page)
     start(live, SOCKET)
     live.get_by_label("Object to find").fill("red circle")
-    mark = live.get_by_role("button", name="red circle 1:")
+    mark = live.get_by_role("button", name="red circle #1:")
     mark.wait_for()
     red = find_red()
     expected = (red.x_min, red.y_min, red.x_max, red.y_max)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded
+from raylens.core.errors import DeadlineExceeded, ModelFailed, Overloaded, PayloadTooLarge
 from raylens.core.keys import hash_key
 from raylens.core.types import Caption, Detect, Length, Query
 from tests.browser.conftest import opened
@@ -103,7 +103,7 @@ def test_a_box_lies_over_the_shape_and_hover_and_focus_name_it(page: Page, site:
     choose_task(page, "Detect")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text("2 matches for “circle”.")
-    mark = page.get_by_role("button", name="circle 1:")
+    mark = page.get_by_role("button", name="circle #1:")
     box = mark.bounding_box()
     assert box is not None
     shown = page.screenshot()
@@ -127,12 +127,12 @@ def test_hover_and_focus_name_what_was_found(page: Page, site: Site) -> None:
     wait_for_picture(page, "scene.png")
     choose_task(page, "Detect")
     run(page)
-    first, second = (page.get_by_role("button", name=f"circle {number}:") for number in (1, 2))
+    first, second = (page.get_by_role("button", name=f"circle #{number}:") for number in (1, 2))
     label = first.locator(".label")
     expect(label).to_be_hidden()
     first.hover()
     expect(label).to_be_visible()
-    expect(label).to_have_text("circle 1")
+    expect(label).to_have_text("circle #1")
     page.mouse.move(0, 0)
     expect(label).to_be_hidden()
     second.focus()
@@ -178,6 +178,17 @@ def test_settings_are_those_of_the_schema_and_reach_the_model(page: Page, site: 
     assert request.sampling.max_tokens == 12
     assert request.model == "smolvlm"
     assert request.recipe.smart_crop
+
+
+def test_the_result_stays_in_sight_beside_open_settings(page: Page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    page.get_by_text("More settings").click()
+    run(page)
+    expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.get_by_test_id("answer")).to_be_in_viewport(ratio=1)
 
 
 def test_settings_that_are_not_changed_are_the_servers(page: Page, site: Site) -> None:
@@ -330,6 +341,12 @@ def test_a_format_that_only_the_server_reads_is_shown_all_the_same(page: Page, s
     expect(page.locator(".about")).to_contain_text("512 × 128")
     give(page, "large.tif", draw(600, 300, format="TIFF"), "image/tiff")
     expect(page.get_by_role("alert")).to_contain_text("large.tif is 540.")
+    expect(page.get_by_role("alert")).to_contain_text("Save a smaller copy, as a JPEG or PNG")
+    site.service.error = PayloadTooLarge("image_url: 2100×20 pixels; too many", "image_url")
+    give(page, "wide.tif", draw(2100, 20, format="TIFF"), "image/tiff")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "The server can’t read wide.tif (2100×20 pixels; too many). Save a copy"
+    )
 
 
 def test_a_thumbnail_has_fixed_sides_and_the_stage_is_wide(page: Page) -> None:
@@ -362,6 +379,11 @@ def test_the_server_downloads_a_picture_from_an_address(browser: Browser) -> Non
             address.fill("cat.jpg")
             page.get_by_role("button", name="Load").click()
             expect(page.get_by_role("alert")).to_contain_text("This is not a web address:")
+            address.fill(f"{site.url}playground/examples/dog.jpg")
+            page.get_by_role("button", name="Load").click()
+            expect(page.get_by_role("alert")).to_contain_text(
+                "The server can’t load this picture (127.0.0.1: answered 404 Not Found). Check"
+            )
             address.fill(f"{site.url}playground/examples/cat.jpg")
             page.get_by_role("button", name="Load").click()
             wait_for_picture(page, "cat.jpg")
@@ -445,6 +467,11 @@ def test_an_earlier_answer_can_be_shown_again(page: Page) -> None:
     wait_for_picture(page, "scene.png")
     expect(page.locator(".mark")).to_have_count(0)
     expect(page.get_by_role("radio", name="Caption")).to_be_checked()
+    old = page.get_by_text("The settings have changed since this answer.")
+    expect(old).to_have_count(0)
+    choose_task(page, "Ask")
+    expect(old).to_be_visible()
+    expect(page.get_by_text("Kept until this page is reloaded")).to_be_visible()
     page.get_by_role("button", name="Clear").click()
     expect(past).to_have_count(0)
 
@@ -463,7 +490,7 @@ def test_preprocessing_is_shown_side_by_side_with_its_steps(page: Page, site: Si
         pictures.nth(1).evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 480
     )
     expect(page.locator(".result table")).to_contain_text("denoise")
-    expect(page.locator(".result")).to_contain_text("The model resizes it to 378 × 378.")
+    expect(page.locator(".result")).to_contain_text("The model then scales it to 378 × 378 pixels.")
     assert site.service.recipes[0].smart_crop
 
 

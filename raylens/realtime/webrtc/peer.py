@@ -18,10 +18,9 @@ from aiortc import (
     RTCPeerConnection,
 )
 
-from raylens.core.errors import Conflict, RaylensError
+from raylens.core.errors import Conflict
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import FrameProcessor, OpenProcessor
-from raylens.realtime.messages import error_message
 from raylens.realtime.webrtc.channels import Channels, take_paused
 from raylens.realtime.webrtc.ice_report import make_report
 from raylens.realtime.webrtc.negotiation import (
@@ -155,7 +154,7 @@ class Peer:
         paused = take_paused(parameters)
         self._processor = self._environment.open_processor(parameters, self._report)
         self._video = Video(
-            self._processor, self._config, self._report_error, self._end, self._environment.clock
+            self._processor, self._config, self._report, self._end, self._environment.clock
         )
         self._video.paused = bool(paused)
         self._connection.on("datachannel", self._on_channel)
@@ -323,9 +322,6 @@ class Peer:
             self._channels.send(message)
         except (TypeError, ValueError):
             logger.exception("session %s: a result is not JSON", self.id)
-
-    def _report_error(self, error: RaylensError) -> None:
-        self._channels.send(error_message(error))
 
 
 def _configure(ice_servers: Sequence[RTCIceServer]) -> RTCConfiguration:

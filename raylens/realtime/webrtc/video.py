@@ -21,7 +21,8 @@ from aiortc.mediastreams import MediaStreamError
 
 from raylens.core.errors import RaylensError
 from raylens.core.webrtc_config import WebRtcConfig
-from raylens.realtime.frames import Frame, FrameProcessor
+from raylens.realtime.frames import Frame, FrameProcessor, Report
+from raylens.realtime.messages import INTERNAL_ERROR, error_message
 from raylens.realtime.newest import Closed, Newest
 from raylens.realtime.overlay import Pixels
 from raylens.realtime.webrtc.backlog import DecoderQueue
@@ -104,15 +105,15 @@ class OutgoingTrack(MediaStreamTrack):
 class Video:
     """Runs a processor over a received track.
 
-    ``report_error`` gets what the processor raises, and ``on_end`` is called with a reason if the
-    video can't go on.
+    ``report`` gets what the processor raises, and when it works again; ``on_end`` is called with a
+    reason if the video can't go on.
     """
 
     def __init__(
         self,
         processor: FrameProcessor,
         config: WebRtcConfig,
-        report_error: Callable[[RaylensError], None],
+        report: Report,
         on_end: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,7 +121,7 @@ class Video:
         self.paused = False
         self._processor = processor
         self._max_pixels = config.max_pixels
-        self._report_error = report_error
+        self._report = report
         self._on_end = on_end
         self._clock = clock
         self._newest: Newest[Arrival] = Newest()
@@ -226,22 +227,23 @@ class Video:
             if annotated.shape != pixels.shape or annotated.dtype != pixels.dtype:
                 raise TypeError(f"a frame of {annotated.shape} {annotated.dtype}")
         except RaylensError as error:
-            self._fail(error)
+            self._fail(arrival, error, str(error))
             return pixels
         except Exception as error:
             if self._last_error != repr(error):  # not for every frame
                 logger.exception("frame %d could not be processed", arrival.id)
-            self._fail(RaylensError("an internal error"), repr(error))
+            self._fail(arrival, INTERNAL_ERROR, repr(error))
             return pixels
-        self._last_error = ""
+        if self._last_error:
+            self._last_error = ""
+            self._report({"type": "recovered", "frame_id": arrival.id})
         return annotated
 
-    def _fail(self, error: RaylensError, name: str = "") -> None:
-        """Report an error, but one that goes on only once."""
-        name = name or str(error)
+    def _fail(self, arrival: Arrival, error: RaylensError, name: str) -> None:
+        """Report an error, but one that goes on only once. ``name`` tells it from others."""
         if name != self._last_error:
             self._last_error = name
-            self._report_error(error)
+            self._report({**error_message(error), "frame_id": arrival.id})
 
     def _remember(self, arrival: Arrival) -> None:
         self._processed_frames[arrival.id] = arrival.metadata

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from aiortc.mediastreams import MediaStreamError
 
-from raylens.core.errors import Overloaded, RaylensError
+from raylens.core.errors import Overloaded
 from raylens.core.webrtc_config import WebRtcConfig
 from raylens.realtime.frames import Frame
 from raylens.realtime.overlay import Pixels
@@ -30,12 +30,12 @@ class Setting:
     ) -> None:
         self.processor = processor
         self.camera = Camera()
-        self.errors: list[RaylensError] = []
+        self.messages: list[dict[str, Any]] = []
         self.ends: list[str] = []
         self.time = 100.0
         config = WebRtcConfig(**settings)
         self.video = Video(
-            processor, config, self.errors.append, self.ends.append, lambda: self.time
+            processor, config, self.messages.append, self.ends.append, lambda: self.time
         )
         self.video.start(self.camera, backlog)
 
@@ -172,7 +172,7 @@ async def test_while_it_is_paused_nothing_is_processed() -> None:
     assert setting.video.last_frame_at == pytest.approx(100 + 5 / 30)
 
 
-async def test_a_failure_shows_the_frame_as_it_was_and_goes_on() -> None:
+async def test_a_failure_shows_the_frame_as_it_was_and_tells_when_it_is_over() -> None:
     processor = Failing({}, lambda message: None)
     processor.error = Overloaded("no room", None, None, None, 1.0)
     setting = Setting(processor)
@@ -184,7 +184,12 @@ async def test_a_failure_shows_the_frame_as_it_was_and_goes_on() -> None:
         marked.append(is_marked(frame))
     await setting.video.close()
     assert marked == [True, False, False, False, True, False]
-    assert [error.message for error in setting.errors] == ["no room", "no room"]
+    told = [(each["type"], each["frame_id"], each.get("error")) for each in setting.messages]
+    assert told == [
+        ("error", 1, "no room"),
+        ("recovered", 4, None),
+        ("error", 5, "no room"),
+    ]
     assert setting.ends == []
 
 
@@ -194,7 +199,7 @@ async def test_a_bug_is_not_shown_to_the_client(caplog: pytest.LogCaptureFixture
         await setting.show(number)
         await setting.next_frame()
     await setting.video.close()
-    assert [(e.code, e.message) for e in setting.errors] == [
+    assert [(each["code"], each["error"]) for each in setting.messages] == [
         ("internal_error", "an internal error")
     ]
     assert caplog.text.count("a secret path") == 1
@@ -211,7 +216,7 @@ async def test_a_processor_must_keep_the_size(shape: tuple[int, ...]) -> None:
     frame = await setting.next_frame()
     await setting.video.close()
     assert read_number(to_rgb(frame)) == 5
-    assert len(setting.errors) == 1
+    assert len(setting.messages) == 1
 
 
 async def test_large_frames_are_scaled_down_and_fast_ones_dropped() -> None:
