@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Page, Route, expect
 
@@ -14,14 +16,14 @@ pytestmark = pytest.mark.browser
 
 def test_the_watches_are_listed_and_stopped(page: Page) -> None:
     event = {"type": "started", "subject": "person"}
-    gate = {
+    gate: dict[str, Any] = {
         "id": "w1",
         "source": "rtsp://gate",
         "status": "running",
         "connection": {"status": "lost", "problem": "no frame for 10 s"},
         "recent_events": [{"at": "2026-01-02T03:04:05Z", "event": event}],
     }
-    door = {
+    door: dict[str, Any] = {
         "id": "w2",
         "source": "rtsp://door",
         "status": "failed",
