@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.jobs_page import (
-    wait_until,
-)
+from tests.browser.jobs_page import wait_until
 
 pytestmark = pytest.mark.browser
 
