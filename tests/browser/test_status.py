@@ -73,11 +73,11 @@ def test_a_plot_is_an_image_that_says_what_it_shows(status: Page) -> None:
 
 def test_the_lines_of_a_plot_are_named_in_their_colors(status: Page) -> None:
     latency = tile(card(status, "Server"), "Latency")
+    names = latency.locator(".legend")
+    expect(names).to_have_text(["Median", "95% within 976 ms"])
     lines = latency.locator(".line").evaluate_all(
         "(lines) => lines.map((line) => getComputedStyle(line).stroke)"
     )
-    names = latency.locator(".legend")
-    expect(names).to_have_text(["Median", "95% within 976 ms"])
     colors = names.evaluate_all(
         "(names) => names.map((name) => getComputedStyle(name, '::before').backgroundColor)"
     )
