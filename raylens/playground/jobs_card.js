@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
 import { ErrorNotice, Notice } from './controls.js'
-import { JobActions, reasonOf } from './job_actions.js'
+import { JobActions } from './job_actions.js'
 import { toCsv, toJsonLines } from './job_export.js'
 import { Filters, Grid, Pager } from './job_grid.js'
 import { filterJobs, NO_FILTER } from './job_view.js'
@@ -58,7 +58,9 @@ export function JobsCard({ list, pictures, visible, onChange, onOpen, onKeyWante
       <div class="bar">
         <h2 id="job-list-title">${texts.title}</h2>
         <${Connection} list=${list} />
-        <span class="muted" role="status">${work || texts.shown(shown.length, jobs.length)}</span>
+        <span class="muted" role="status">
+          ${work || (jobs.length > 0 && texts.shown(shown.length, jobs.length))}
+        </span>
         ${shown.length > 0 && html`<${Downloads} jobs=${shown} />`}
       </div>
       <${Trouble} list=${list} onKeyWanted=${onKeyWanted} />
@@ -120,7 +122,7 @@ function Trouble({ list, onKeyWanted }) {
   return html`
     <${ErrorNotice}
       ...${{ error, onKeyWanted }}
-      text=${list.isRefused ? error.message : texts.offlineHelp(reasonOf(error))}
+      text=${list.isRefused ? error.message : texts.offlineHelp(error.reason)}
     />
   `
 }
@@ -150,8 +152,7 @@ function Older({ list }) {
     abort.current = new AbortController()
     const { signal } = abort.current
     const show = (state) => signal.aborted || setState({ ...IDLE, ...state })
-    const onTrouble = (error) =>
-      show({ isLoading: true, trouble: texts.tryingAgain(reasonOf(error)) })
+    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: texts.tryingAgain(reason) })
     show({ isLoading: true })
     try {
       await list.loadOlder(signal, onTrouble)

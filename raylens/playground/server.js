@@ -19,14 +19,14 @@ export class ServerError extends Error {
    * @param {number} status 0 without an answer
    * @param {any} answer the error as the server sent it
    * @param {number | null} retryAfter seconds
-   * @param {string} reason the message for a caller that tries again without the user
+   * @param {string} reason the message without advice to try again, for whoever does so anyway
    */
   constructor(message, status = 0, answer = null, retryAfter = null, reason = message) {
     super(message)
     this.status = status
     this.answer = answer
     this.retryAfter = retryAfter
-    this.reason = reason
+    this.reason = status === 0 ? strings.errors.away : reason
   }
 
   get needsKey() {

@@ -21,7 +21,7 @@ export function StatusTab({ keyVersion, onKeyWanted }) {
       </div>
       <${ErrorNotice}
         ...${{ error, onKeyWanted }}
-        text=${status && error && texts.old(error.message, time)}
+        text=${status && error && texts.old(error.reason, time)}
       />
       ${
         !status &&

@@ -107,10 +107,10 @@ export const strings = {
       grafana: 'Grafana',
       prometheus: 'Prometheus',
     },
-    updated: (version, time) => `raylens ${version}, ${clock.format(time)}`,
+    updated: (version, time) => `raylens ${version}, updated ${clock.format(time)}`,
     loading: 'Asking the server…',
-    old: (message, time) =>
-      `${message} The page keeps asking. These figures are from ${clock.format(time)}.`,
+    old: (reason, time) =>
+      `${reason} The page keeps asking. These figures are from ${clock.format(time)}.`,
     noHistory: 'The latest figures can’t be read at the moment.',
     silentNodes: (silent, all) =>
       silent === all
@@ -578,7 +578,6 @@ export const strings = {
     live: 'Live',
     connecting: 'Connecting…',
     offline: 'Not connected',
-    away: 'The server does not answer.',
     offlineHelp: (reason) => `${reason} The list reconnects by itself.`,
     none: 'No jobs yet. Drop some pictures, and press Submit.',
     noQueue: 'This server has no job queue (jobs.enabled is false).',
@@ -693,6 +692,7 @@ export const strings = {
     close: 'Dismiss',
     enterKey: 'Enter key',
     retry: 'Try again',
+    away: 'The server does not answer.',
     network:
       'The server does not answer. Check that it is running and that this machine can reach it, ' +
       'then try again.',

@@ -5,7 +5,6 @@ import { useNow } from './clock.js'
 import { ErrorNotice, Notice } from './controls.js'
 import { readChosen, readDrop } from './dropped_files.js'
 import { useDrops } from './drops.js'
-import { reasonOf } from './job_actions.js'
 import { STATES } from './job_view.js'
 import { strings } from './strings.js'
 import { isChosen } from './uploads.js'
@@ -125,9 +124,7 @@ function Progress({ uploads, jobs, onKeyWanted }) {
   const sent = submitted.filter(({ state }) => state === 'sent')
   const states = sent.map(({ jobId }) => jobs.get(jobId)?.status)
   const count = (state) => states.filter((each) => each === state).length
-  const counts = STATES.map((state) => [state, count(state)]).filter(
-    ([state, number]) => number > 0 || state === 'succeeded',
-  )
+  const counts = STATES.map((state) => [state, count(state)]).filter(([, number]) => number > 0)
   const unlisted = count(undefined)
   const ended = sent.length - unlisted - count('queued') - count('running')
   return html`
@@ -185,7 +182,7 @@ function Hold({ uploads, onKeyWanted }) {
   const seconds = Math.max(1, Math.ceil((until - useNow()) / 1000))
   if (error.needsKey) return html`<${ErrorNotice} ...${{ error, onKeyWanted }} />`
   return html`<${Notice} kind="note">
-    <p>${reasonOf(error)}</p>
+    <p>${error.reason}</p>
     <p>${texts.goesOn(seconds)}</p>
     <div class="actions">
       <button type="button" onClick=${() => uploads.resume()}>${texts.goesOnNow}</button>

@@ -206,4 +206,4 @@ def test_a_page_without_https_says_what_cameras_need(playwright: Playwright) -> 
         url = site.url.replace("127.0.0.1", "site.test")
         with bare(playwright, url, GRANTED) as live:
             press(live, "Start")
-            expect(live.get_by_role("alert")).to_contain_text("only to pages over https")
+            expect(live.get_by_role("alert")).to_contain_text("only on https pages")

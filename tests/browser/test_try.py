@@ -581,7 +581,7 @@ def test_a_server_that_has_stopped_gets_a_sentence(browser: Browser) -> None:
         wait_for_picture(page, "scene.png")
     run(page)
     expect(page.get_by_role("alert")).to_contain_text(
-        "The server does not answer. Check that it runs"
+        "The server does not answer. Check that it is running"
     )
     next(pages, None)
 
