@@ -118,7 +118,8 @@ export const strings = {
         : `The metrics of ${silent} of ${all} nodes can’t be read, so the figures are incomplete.`,
     soon: 'The first figures appear within half a minute.',
     span: (minutes) =>
-      `Last ${plural(minutes, 'minute', 'minutes')}. Rates and times are measured over one minute.`,
+      `${minutes === 1 ? 'The last minute' : `Last ${minutes} minutes`}. Rates and times are measured ` +
+      'over one minute.',
     plot: (name, newest, peak) => `${name}: now ${newest}, at most ${peak}`,
     peak: (value) => `max ${value}`,
     unknown: '–',
