@@ -145,8 +145,9 @@ function Sides({ compared, models, onRetry, onKeyWanted }) {
     () => (areDone ? compare(a, b) : [NO_COMPARISON, NO_COMPARISON]),
     [a, b, areDone],
   )
+  const isOld = sides.some((side) => side.isOld)
   return html`
-    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} isOld=${sides.some(({ isOld }) => isOld)} />`}
+    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone, isOld }} />`}
     <div class="sides">
       ${sides.map(
         (side, index) => html`
