@@ -196,11 +196,13 @@ function OwnSettings({ index, side, own, models, hasModels }) {
 
 function Verdict({ a, b, areDone, isOld }) {
   const { compare: texts } = strings
+  const isWorking = [a, b].some((run) => run?.state === 'working')
+  const text = areDone ? verdict(a, b) : isWorking ? texts.atOnce : texts.incomplete
   const asJson = () =>
     JSON.stringify({ a: a ? asRecord(a) : null, b: b ? asRecord(b) : null }, null, 2)
   return html`
     <div class="card verdict">
-      <p role="status" class=${isOld ? 'muted' : ''}>${areDone ? verdict(a, b) : texts.atOnce}</p>
+      <p role="status" class=${isOld ? 'muted' : ''}>${text}</p>
       <${CopyButton} label=${texts.copy} getText=${asJson} />
     </div>
   `
