@@ -1,7 +1,7 @@
 // A conversation's request as code, for a terminal and Python. Each works when pasted.
 
 import { bodyOf, filesOf } from './conversation.js'
-import { keyOf, python, shell } from './snippets.js'
+import { call, keyOf, python, shell } from './snippets.js'
 import { strings } from './strings.js'
 
 /**
@@ -96,11 +96,14 @@ function openai(source) {
     'from openai import OpenAI',
     '',
     ...(sent.length > 0 ? DATA_URL : []),
-    `client = OpenAI(base_url=${python(`${root}v1`)}, api_key=${keyOf(hasKey)})`,
+    ...call('client = OpenAI', [
+      `base_url=${python(`${root}v1`)}`,
+      `api_key=${keyOf(hasKey)}`,
+    ]),
     'messages = [',
     ...messages.map((message) => `    ${fill(python(message))},`),
     ']',
-    `reply = client.chat.completions.create(${parameters.join(', ')})`,
+    ...call('reply = client.chat.completions.create', parameters),
     'print(reply.choices[0].message.content)',
   ]
   return { text: text.join('\n').trimStart(), notes: notesOf(files, hasKey) }

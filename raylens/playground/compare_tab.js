@@ -145,8 +145,9 @@ function Sides({ compared, models, onRetry, onKeyWanted }) {
     () => (areDone ? compare(a, b) : [NO_COMPARISON, NO_COMPARISON]),
     [a, b, areDone],
   )
+  const isOld = sides.some((side) => side.isOld)
   return html`
-    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone }} isOld=${sides.some(({ isOld }) => isOld)} />`}
+    ${(a || b) && html`<${Verdict} ...${{ a, b, areDone, isOld }} />`}
     <div class="sides">
       ${sides.map(
         (side, index) => html`
@@ -195,11 +196,13 @@ function OwnSettings({ index, side, own, models, hasModels }) {
 
 function Verdict({ a, b, areDone, isOld }) {
   const { compare: texts } = strings
+  const isWorking = [a, b].some((run) => run?.state === 'working')
+  const text = areDone ? verdict(a, b) : isWorking ? texts.atOnce : texts.incomplete
   const asJson = () =>
     JSON.stringify({ a: a ? asRecord(a) : null, b: b ? asRecord(b) : null }, null, 2)
   return html`
     <div class="card verdict">
-      <p role="status" class=${isOld ? 'muted' : ''}>${areDone ? verdict(a, b) : texts.atOnce}</p>
+      <p role="status" class=${isOld ? 'muted' : ''}>${text}</p>
       <${CopyButton} label=${texts.copy} getText=${asJson} />
     </div>
   `

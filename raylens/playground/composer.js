@@ -26,7 +26,8 @@ const MAX_HEIGHT_PX = 220
  *   onStop: () => void,
  *   onCancel: () => void,
  * }} props
- * `isEarly` says that someone tried to send before the last answer has ended. `loading` is the number of files that are being read, `problem` why the message can't be sent.
+ * `isEarly` says that someone tried to send before the last answer had ended. `loading` is the
+ * number of files that are being read, `problem` why the message can't be sent.
  */
 export function Composer(props) {
   const { draft, isEditing, isWorking, isEarly, loading, problem, note, textRef } = props

@@ -134,6 +134,7 @@ function Mark({ finding, isActive, onEnter, onLeave }) {
     isPoint ? 'point' : 'box',
     isActive && 'active',
     y < 0.1 && 'at-top',
+    y < 0.1 && y + height > 0.9 && 'whole', // its label has no room but within
     x > 0.75 && 'at-right',
   ]
   return html`

@@ -78,16 +78,23 @@ export function python(value) {
   return JSON.stringify(value) // strings and numbers look the same
 }
 
-/** Return the lines that read the picture's bytes into `data`. */
-function pythonData(source) {
+/** Return the imports and the line that opens the picture as `file`. */
+function pythonFile(source) {
   const address = addressOf(source)
   return address
     ? {
         imports: ['from urllib.request import urlopen'],
-        read: `urlopen(${python(address)}).read()`,
+        opened: `file = urlopen(${python(address)})`,
       }
-    : { imports: [], read: `open(${python(source.picture.name)}, "rb").read()` }
+    : { imports: [], opened: `file = open(${python(source.picture.name)}, "rb")` }
 }
+
+/** Return a call in Python, with each argument on a line of its own. */
+export const call = (name, parameters) => [
+  `${name}(`,
+  ...parameters.map((parameter) => `    ${parameter},`),
+  ')',
+]
 
 export const keyOf = (hasKey) => (hasKey ? 'os.environ["RAYLENS_API_KEY"]' : '"none"')
 
@@ -95,7 +102,7 @@ export const keyOf = (hasKey) => (hasKey ? 'os.environ["RAYLENS_API_KEY"]' : '"n
 function moondream(source) {
   const { request, root, hasKey } = source
   const { model, settings, recipe, length, question, object, reasoning } = request.body
-  const { imports, read } = pythonData(source)
+  const { imports, opened } = pythonFile(source)
   const client = [
     `endpoint=${python(`${root}v1`)}`,
     ...(hasKey ? [`api_key=${keyOf(hasKey)}`] : []),
@@ -122,8 +129,9 @@ function moondream(source) {
     'import moondream',
     'from PIL import Image, ImageOps',
     '',
-    `model = moondream.vl(${client.join(', ')})`,
-    `picture = ImageOps.exif_transpose(Image.open(io.BytesIO(${read})))`,
+    ...call('model = moondream.vl', client),
+    opened,
+    'picture = ImageOps.exif_transpose(Image.open(io.BytesIO(file.read())))',
     `print(model.${request.task}(${options.join(', ')})${result})`,
   ]
   return { text: text.join('\n'), notes: notesOf(source, recipe && strings.code.noRecipe) }
@@ -133,7 +141,7 @@ function moondream(source) {
 function openai(source) {
   const { request, picture, root, hasKey } = source
   const { settings = {}, recipe, length, question, object, reasoning } = request.body
-  const { imports, read } = pythonData(source)
+  const { imports, opened } = pythonFile(source)
   const { max_objects, ...sampling } = settings
   const isGrounding = object !== undefined
   const extra = {
@@ -158,15 +166,17 @@ function openai(source) {
     '',
     'from openai import OpenAI',
     '',
-    `client = OpenAI(base_url=${python(`${root}v1`)}, api_key=${keyOf(hasKey)})`,
-    `data = base64.b64encode(${read}).decode()`,
+    ...call('client = OpenAI', [
+      `base_url=${python(`${root}v1`)}`,
+      `api_key=${keyOf(hasKey)}`,
+    ]),
+    opened,
+    'data = base64.b64encode(file.read()).decode()',
     'content = [',
     `    {"type": "text", "text": ${python(prompt)}},`,
     `    {"type": "image_url", "image_url": {"url": "data:${type};base64," + data}},`,
     ']',
-    'reply = client.chat.completions.create(',
-    ...parameters.map((parameter) => `    ${parameter},`),
-    ')',
+    ...call('reply = client.chat.completions.create', parameters),
     'print(reply.choices[0].message.content)',
   ]
   return { text: text.join('\n'), notes: notesOf(source, length && strings.code.noLength) }

@@ -354,6 +354,7 @@ export const strings = {
     sides: ['A', 'B'],
     empty: 'Press Run both. The answers appear here.',
     atOnce: 'Both run at the same time, and share the server.',
+    incomplete: 'Two answers to the same task are needed to compare them.',
     copy: 'Copy both as JSON',
     faster: (isA, ratio, fast, slow) =>
       `${isA ? 'A' : 'B'} was ${number.format(ratio)} times as fast: ${fast} against ${slow}.`,

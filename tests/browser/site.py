@@ -146,12 +146,11 @@ class ScriptedService(VisionService):
 
     def _found(self, request: VisionRequest) -> Delta:
         red = find_red()
-        if self.finds_nothing:
-            findings = Findings()
-        elif isinstance(request.task, Detect):
-            findings = Findings(regions=(red, Region(0.0, 0.0, 1.0, 1.0)))
+        if isinstance(request.task, Detect):
+            regions = (red, Region(0.0, 0.0, 1.0, 1.0))
+            findings = Findings(regions=() if self.finds_nothing else regions)
         else:
-            findings = Findings(locations=(center(red),))
+            findings = Findings(locations=() if self.finds_nothing else (center(red),))
         usage = Usage(PROMPT_TOKENS, 4)
         return Delta("", 0, FinishReason.STOP, usage, findings=findings, warnings=self.warnings)
 

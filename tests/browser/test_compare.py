@@ -186,6 +186,7 @@ def test_an_error_of_one_side_leaves_the_other_alone(page: Page, site: Site) -> 
     run_both(page)
     expect(answer(page, 0)).to_have_text(CAPTION)
     expect(side(page, 1).get_by_role("alert")).to_contain_text("Try again in 3 seconds.")
+    expect(page.locator(".verdict")).to_contain_text("Two answers to the same task are needed")
     is_down = False
     side(page, 1).get_by_role("button", name="Try again").click()
     expect(answer(page, 1)).to_have_text(CAPTION)

@@ -167,7 +167,7 @@ def test_a_camera_that_is_unplugged_ends_the_session_and_another_one_can_be_chos
 ) -> None:
     site, live = over_socket
     start(live, SOCKET)
-    camera = live.get_by_label("Camera", exact=True)
+    camera = live.get_by_role("combobox", name="Camera")
     expect(camera).to_be_disabled()
     name = camera.locator("option").nth(1).inner_text()  # named once it may be used
     unplug = """(video) => {

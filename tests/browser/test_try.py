@@ -73,6 +73,7 @@ def size_of(picture: bytes) -> tuple[int, int]:
 
 def test_a_dropped_scene_gets_a_caption_that_appears_word_by_word(page: Page, site: Site) -> None:
     site.service.gate.clear()
+    site.service.pause_s = 0.01  # else it is too fast for a rate
     drop(page, "scene.png", SCENE.read_bytes())
     wait_for_picture(page, "scene.png")
     run(page)
