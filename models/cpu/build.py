@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +111,12 @@ def compiled_library(instructions: InstructionSet, folder: Path | None = None) -
 
     ``folder`` is the user's cache unless given.
     """
-    folder = folder or _cache_folder()
+    folder = folder or cache_folder()
     library = folder / f"{instructions.name}-{_digest(instructions)}.so"
     if not library.exists():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            with _locked(folder / f".{instructions.name}.lock"):
                 if not library.exists():
                     _compile(instructions, library)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -124,9 +125,9 @@ def compiled_library(instructions: InstructionSet, folder: Path | None = None) -
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Let one process compile at a time. Those that start together then find its library."""
-    with (folder / ".lock").open("w") as file:
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -139,7 +140,8 @@ def _digest(instructions: InstructionSet) -> str:
     return digest.hexdigest()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of compiled libraries."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
@@ -166,12 +168,12 @@ def _compile(instructions: InstructionSet, library: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true")
-    machine = platform.machine()
     try:
         if parser.parse_args().all:
-            for instructions in INSTRUCTION_SETS:
-                if machine in instructions.machines:
-                    print(compiled_library(instructions))
+            machine = platform.machine()
+            sets = [one for one in INSTRUCTION_SETS if machine in one.machines]
+            with ThreadPoolExecutor(os.cpu_count()) as compilers:
+                print(*compilers.map(compiled_library, sets), sep="\n")
         print(best_library())
     except BuildError as error:
         sys.exit(f"models will run on torch alone, without the faster CPU kernels: {error}")

@@ -24,6 +24,7 @@ import httpx
 import pytest
 
 import raylens
+from models.cpu.build import CACHE_VARIABLE, cache_folder
 from testing.dockerfile import Dockerfile
 from testing.ports import free_port
 
@@ -72,6 +73,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         "PIP_NO_INDEX": "1",
         "PIP_NO_BUILD_ISOLATION": "0",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        # Compiling takes a minute: other tests use the same libraries.
+        CACHE_VARIABLE: str(cache_folder()),
     }
     dockerfile = Dockerfile.read(ROOT / "docker" / "Dockerfile")
     kept = base / "dist"

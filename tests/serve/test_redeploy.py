@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from deployments.ray_environment import ENVIRONMENT
 from tests.serve.conftest import ROOT
 
 
+@pytest.mark.cluster  # for its time
 def test_a_redeploy_neither_loses_a_job_nor_runs_it_twice_at_once_nor_cuts_an_answer(
     tmp_path: Path,
 ) -> None:

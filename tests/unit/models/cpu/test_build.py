@@ -71,7 +71,10 @@ def test_a_library_is_compiled_once_and_left_alone(tmp_path: Path) -> None:
     library = compiled_library(QUICK, tmp_path)
     written = library.stat().st_mtime_ns
     assert compiled_library(QUICK, tmp_path).stat().st_mtime_ns == written
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [".lock", library.name]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f".{QUICK.name}.lock",
+        library.name,
+    ]
 
 
 @needs_compiler
@@ -79,7 +82,7 @@ def test_a_failed_compilation_leaves_nothing(tmp_path: Path) -> None:
     wrong = InstructionSet("wrong", PORTABLE.machines, ("-mno-such-flag",))
     with pytest.raises(BuildError, match="no-such-flag"):
         compiled_library(wrong, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert [path.name for path in tmp_path.iterdir()] == [".wrong.lock"]
 
 
 @needs_compiler

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from raylens.api.app import create_app
 from raylens.core.config import AppConfig
@@ -192,9 +193,51 @@ def service() -> FakeService:
     return FakeService()
 
 
+class CurrentService(VisionService):
+    """The service of the test that runs."""
+
+    current: FakeService
+
+    def generate(
+        self, request: VisionRequest, pictures: Sequence[MediaFile]
+    ) -> AsyncGenerator[Delta, None]:
+        return self.current.generate(request, pictures)
+
+    async def preprocess(
+        self, picture: PictureFile, recipe: Recipe, caller: Caller
+    ) -> ProcessedPicture:
+        return await self.current.preprocess(picture, recipe, caller)
+
+    async def input_size(self, model: str, size: tuple[int, int]) -> tuple[int, int]:
+        return await self.current.input_size(model, size)
+
+    async def memory_usage(self) -> list[MemoryUsage]:
+        return await self.current.memory_usage()
+
+    async def clear_memory(self) -> list[MemoryUsage]:
+        return await self.current.clear_memory()
+
+    async def model_info(self, name: str) -> ModelInfo:
+        return await self.current.model_info(name)
+
+
+@pytest.fixture(scope="module")
+def current_service() -> CurrentService:
+    return CurrentService()
+
+
+@pytest.fixture(scope="module")
+def shared_app(current_service: CurrentService) -> FastAPI:
+    """One application for all tests of a module, because FastAPI takes long to make one."""
+    return create_app(current_service, CONFIG)
+
+
 @pytest.fixture
-async def client(service: FakeService) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(service, CONFIG), raise_app_exceptions=False)
+async def client(
+    service: FakeService, current_service: CurrentService, shared_app: FastAPI
+) -> AsyncIterator[httpx.AsyncClient]:
+    current_service.current = service
+    transport = httpx.ASGITransport(shared_app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         yield http
 

@@ -4,14 +4,22 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from raylens.api.app import create_app
 from raylens.api.pipelines import LoadedPipeline, LocalDefaults
 from raylens.core.errors import Overloaded
 from raylens.core.types import Detect, Query
-from tests.unit.raylens.api.conftest import FakeService
+from tests.unit.raylens.api.conftest import CONFIG, CurrentService, FakeService
 
 LOAD = "/api/v1/pipeline/load"
 STATUS = "/api/v1/pipeline/status"
+
+
+@pytest.fixture
+def shared_app(current_service: CurrentService) -> FastAPI:
+    """One for each test: an application remembers the pipelines that were loaded."""
+    return create_app(current_service, CONFIG)
 
 
 async def test_the_schemas_have_settings_with_hints(client: httpx.AsyncClient) -> None:

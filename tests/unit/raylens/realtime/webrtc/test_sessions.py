@@ -203,5 +203,7 @@ async def test_nothing_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
     gc.collect()
     left = [item for item in gc.get_objects() if type(item).__name__ in ("Peer", "VideoFrame")]
     assert left == []
-    assert "never retrieved" not in caplog.text
+    # aioice's check of consent may meet a socket that has just been closed.
+    tasks = [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+    assert [task for task in tasks if "query_consent" not in task] == []
     assert "could not be closed" not in caplog.text
