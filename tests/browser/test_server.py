@@ -48,7 +48,7 @@ def test_the_first_click_gets_a_right_caption(page: Page) -> None:
     page.get_by_label("Caption length").select_option("short")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
-    expect(page.locator(".figures")).to_contain_text("Tokens/s")
+    expect(page.locator(".figures")).to_contain_text("First token")
     expect(page.locator(".figures")).to_contain_text("moondream")
 
 
@@ -77,7 +77,7 @@ def test_preprocessing_shows_the_picture(page: Page) -> None:
     run(page)
     page.get_by_role("tab", name="Preprocessing").click()
     expect(page.locator(".side-by-side img")).to_have_count(2, timeout=60_000)
-    expect(page.locator(".result")).to_contain_text("The model resizes it to")
+    expect(page.locator(".result")).to_contain_text("The model then scales it to")
 
 
 def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Path) -> None:
