@@ -474,8 +474,7 @@ export const strings = {
     record: 'Record',
     stopRecording: 'Stop and save',
     recordingTime: 'Length of the recording',
-    elapsed: (seconds) =>
-      `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`,
+    elapsed: (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, '0')}`,
     savedAs: (name) => `Saved as ${name}.`,
     mirror: 'Mirror',
     full: 'Full screen',
