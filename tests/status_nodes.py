@@ -1,7 +1,5 @@
-"""Reads the status of a cluster of which a node is lost, and prints what it said as JSON.
-
-``python -m tests.status_nodes FOLDER`` runs it in a process of its own, because Ray reads its
-settings from the environment when it is imported.
+"""Reads the status of a cluster of which a node is lost, and prints what it said as JSON:
+``python -m tests.status_nodes FOLDER``.
 """
 
 from __future__ import annotations
@@ -11,18 +9,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
-import ray
-from ray import serve
 from ray._private import state as ray_state
-from ray.cluster_utils import Cluster
 
 from deployments.shared_state import ACTOR_NAME
-from tests.picture_nodes import HEAD, MODEL, NODES, PICTURES, ask, deploy
+from tests.cluster_of_nodes import MODEL, NODES, PICTURES, ask, serving_cluster
 
 PATIENCE_S = 90.0
 """Ray counts a node as lost after some 20 s, and collects metrics every 10 s."""
@@ -62,26 +56,16 @@ def describe(status: Status) -> dict[str, Any]:
 
 
 def main() -> None:
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "resources": {HEAD: 1}, "include_dashboard": False},
-    )
-    try:
-        workers = [cluster.add_node(num_cpus=4) for _ in range(NODES)]
-        ray.init(address=cluster.address, log_to_driver=False)
-        port = deploy(Path(sys.argv[1]))
-        ask(port)
-        whole = wait_for(port, lambda status: status["history"]["totals"]["requests"] >= PICTURES)
+    with serving_cluster(Path(sys.argv[1])) as serving:
+        ask(serving.port)
+        whole = wait_for(
+            serving.port, lambda status: status["history"]["totals"]["requests"] >= PICTURES
+        )
         kept = node_of_history()
-        lost = next(worker for worker in workers if worker.node_id != kept)
-        cluster.remove_node(lost, allow_graceful=False)
-        left = wait_for(port, lambda status: status["history"]["nodes"] == NODES)
+        lost = next(worker for worker in serving.workers if worker.node_id != kept)
+        serving.cluster.remove_node(lost, allow_graceful=False)
+        left = wait_for(serving.port, lambda status: status["history"]["nodes"] == NODES)
         print(json.dumps({"whole": describe(whole), "left": describe(left)}), flush=True)
-    finally:
-        with suppress(Exception):
-            serve.shutdown()
-        ray.shutdown()
-        cluster.shutdown()
 
 
 if __name__ == "__main__":

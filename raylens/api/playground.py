@@ -191,7 +191,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "type": "string",
                 "enum": recipes,
                 "default": "",
-                "description": "How the picture is corrected before the model gets it.",
+                "description": "How the picture is improved before the model sees it.",
                 "ui": {"order": 20, "label": "Recipe", "request": "recipe"},
             },
             "max_tokens": {
@@ -199,7 +199,7 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "minimum": 1,
                 "maximum": config.limits.max_tokens,
                 "default": config.defaults.max_tokens,
-                "description": "Tokens of the longest answer.",
+                "description": "The longest an answer may get, in tokens.",
                 "ui": {
                     "order": 21,
                     "label": "Max tokens",
@@ -211,13 +211,13 @@ def request_schema(config: AppConfig) -> dict[str, Any]:
                 "minimum": 0.0,
                 "maximum": 1.0,
                 "default": 1.0,
-                "description": "Share of the likely tokens that may come next.",
+                "description": "Below 1, the least likely tokens are left out.",
                 "ui": {"order": 22, "label": "Top-p", "request": "settings.top_p", **text},
             },
             "reasoning": {
                 "type": "boolean",
                 "default": False,
-                "description": "Whether the model thinks before it answers.",
+                "description": "Lets the model think before it answers.",
                 "ui": {
                     "order": 3,
                     "category": "input",

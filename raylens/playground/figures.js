@@ -8,30 +8,20 @@ import { strings } from './strings.js'
  * How a figure is shown.
  * @typedef {object} Figure
  * @property {string} id its name in the server's answer
- * @property {string} [other] the name of a second line
+ * @property {string} [other] the name of a second line, the time that 95% stay within
  * @property {(value: number) => string} format
  * @property {number} [full] the value that fills the plot, unless there was a greater one
  * @property {(context: any) => string} [about] says more than the newest value
  */
 
-const { rate, share, count, seconds, memory } = strings.status
+const { rate, mean, share, count, seconds, memory } = strings.status
 
 /** @type {Figure[]} */
 const TRAFFIC = [
   { id: 'requests_per_s', format: rate, about: ({ totals }) => strings.status.requests(totals) },
   { id: 'errors_per_s', format: rate, about: ({ totals }) => strings.status.errors(totals) },
-  {
-    id: 'latency_p50_s',
-    other: 'latency_p95_s',
-    format: seconds,
-    about: ({ series }) => strings.status.slower(series.latency_p95_s.at(-1)),
-  },
-  {
-    id: 'first_token_p50_s',
-    other: 'first_token_p95_s',
-    format: seconds,
-    about: ({ series }) => strings.status.slower(series.first_token_p95_s.at(-1)),
-  },
+  { id: 'latency_p50_s', other: 'latency_p95_s', format: seconds },
+  { id: 'first_token_p50_s', other: 'first_token_p95_s', format: seconds },
   { id: 'tokens_per_s', format: rate, about: ({ totals }) => strings.status.tokens(totals) },
 ]
 
@@ -48,7 +38,7 @@ export const MODEL_FIGURES = [
   ...TRAFFIC,
   { id: 'running', format: count, about: ({ slots }) => strings.status.slots(slots) },
   { id: 'waiting', format: count, about: ({ limit }) => strings.status.perClient(limit) },
-  { id: 'batch_size', format: rate },
+  { id: 'batch_size', format: mean },
   { id: 'load', format: share, full: 1 },
   { id: 'kv_cache', format: share, full: 1 },
   { id: 'picture_hits', format: share, full: 1 },
@@ -68,8 +58,8 @@ export const JOB_FIGURES = [
     about: ({ series }) => strings.status.oldest(series.oldest_wait_s.at(-1)),
   },
   { id: 'running', format: count },
-  { id: 'ended_per_s', format: rate },
-  { id: 'failed', format: count },
+  { id: 'ended_per_s', format: rate, about: ({ totals }) => strings.status.ended(totals) },
+  { id: 'failed', format: count, about: () => strings.status.listed },
 ]
 
 /**
@@ -92,8 +82,7 @@ export function Figures({ figures, names, times, series, context = {} }) {
             key=${figure.id}
             figure=${figure}
             name=${names[figure.id]}
-            about=${figure.about?.({ ...context, series }) ?? ''}
-            ...${{ times, series }}
+            ...${{ times, series, context }}
           />
         `,
       )}
@@ -101,7 +90,7 @@ export function Figures({ figures, names, times, series, context = {} }) {
   `
 }
 
-function Tile({ figure, name, about, times, series }) {
+function Tile({ figure, name, times, series, context }) {
   const { status } = strings
   const values = series[figure.id]
   const lines = figure.other ? [values, series[figure.other]] : [values]
@@ -109,15 +98,30 @@ function Tile({ figure, name, about, times, series }) {
   const shown = newest === null ? status.unknown : figure.format(newest)
   const peak = greatest(lines.flat())
   const label = status.plot(name, shown, figure.format(peak))
+  const about = figure.about?.({ ...context, series }) ?? ''
   return html`
     <li class="tile" data-figure=${figure.id}>
       <p class="name">${name}</p>
       <p class="value">
         ${shown}
-        <span class="peak" aria-hidden="true">${status.peak(figure.format(peak))}</span>
+        ${
+          peak > 0 &&
+          html`
+            <span class="peak" aria-hidden="true">${status.peak(figure.format(peak))}</span>
+          `
+        }
       </p>
       <${Plot} ...${{ times, lines, label }} full=${figure.full} />
-      <p class="hint">${about}</p>
+      <p class="hint">${figure.other ? html`<${Legend} slower=${lines[1].at(-1)} />` : about}</p>
     </li>
+  `
+}
+
+/** What the two lines of a plot are. @param {{slower: number | null}} props */
+function Legend({ slower }) {
+  const { status } = strings
+  return html`
+    <span class="legend">${status.median}</span>
+    <span class="legend other">${status.within(slower)}</span>
   `
 }

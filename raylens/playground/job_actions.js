@@ -114,16 +114,11 @@ export function ChangeNotices({ changes }) {
     ${
       trouble &&
       html`<${Notice} kind="note">
-        <p>${texts.changeGoesOn(reasonOf(trouble))}</p>
+        <p>${texts.changeGoesOn(trouble.reason)}</p>
         <div class="actions">
           <button type="button" onClick=${stop}>${texts.stopChange}</button>
         </div>
       <//>`
     }
   `
-}
-
-/** Return what went wrong, for a sentence that says that it is tried again without the user. */
-export function reasonOf(error) {
-  return error.status === 0 ? strings.jobs.away : error.message
 }

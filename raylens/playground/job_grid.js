@@ -21,6 +21,8 @@ import { strings } from './strings.js'
  * @typedef {import('./job_view.js').Filter} Filter
  */
 
+const NO_BREAK = '\u00a0'
+
 /** @param {{jobs: Job[], filter: Filter, onChange: (filter: Filter) => void}} props */
 export function Filters({ jobs, filter, onChange }) {
   const { jobs: texts } = strings
@@ -132,7 +134,7 @@ function Card({ job, pictures, isSelected, onSelect, onOpen }) {
         <p class="job-name" title=${name}>${name}</p>
         <${State} job=${job} />
         <${Outcome} job=${job} />
-        <p class="job-facts" title=${factsOf(job)}>${factsOf(job)}</p>
+        <p class="job-facts" title=${strings.time(job.created_at)}>${factsOf(job)}</p>
       </div>
     </li>
   `
@@ -166,15 +168,16 @@ function Outcome({ job }) {
 }
 
 function factsOf(job) {
-  const { jobs: texts, duration, tasks, time } = strings
+  const { jobs: texts, duration, tasks, shortTime } = strings
   const ran = durationOf(job)
   return [
     tasks[job.job_type] ?? job.job_type,
     ran !== null && duration(ran),
     job.attempts > 1 && texts.attempt(job.attempts, job.max_attempts),
-    time(job.created_at),
+    shortTime(job.created_at),
   ]
     .filter(Boolean)
+    .map((fact) => fact.replaceAll(' ', NO_BREAK))
     .join(' · ')
 }
 
@@ -234,16 +237,15 @@ function useSeen() {
  *   page: number,
  *   size: number,
  *   count: number,
- *   hasOlder: boolean,
  *   onPage: (page: number) => void,
- *   onOlder: () => void,
+ *   children?: any,
  * }} props
  */
-export function Pager({ page, size, count, hasOlder, onPage, onOlder }) {
+export function Pager({ page, size, count, onPage, children }) {
   const { jobs: texts } = strings
   const first = page * size
   const last = Math.min(first + size, count)
-  if (count <= size && !hasOlder) return null
+  if (count <= size && !children) return null
   return html`
     <nav class="bar pager" aria-label=${texts.pages}>
       <button type="button" disabled=${page === 0} onClick=${() => onPage(page - 1)}>
@@ -253,12 +255,7 @@ export function Pager({ page, size, count, hasOlder, onPage, onOlder }) {
       <button type="button" disabled=${last >= count} onClick=${() => onPage(page + 1)}>
         ${texts.next}
       </button>
-      ${
-        hasOlder &&
-        html`
-          <button type="button" class="quiet" onClick=${onOlder}>${texts.loadOlder}</button>
-        `
-      }
+      ${children}
     </nav>
   `
 }

@@ -218,9 +218,10 @@ export class JobList {
     this.isLoaded = true
   }
 
-  /** Load the next older jobs. */
-  async loadOlder(signal) {
-    const page = await patiently(() => ask(pathOf(MAX_PAGE, this.cursor), { signal }), signal)
+  /** Load the next older jobs. `onTrouble` is called before each wait for the server. */
+  async loadOlder(signal, onTrouble) {
+    const list = () => ask(pathOf(MAX_PAGE, this.cursor), { signal })
+    const page = await patiently(list, signal, onTrouble)
     for (const job of page.jobs) if (!this.jobs.has(job.id)) this.jobs.set(job.id, job)
     this.cursor = this.jobs.size < MAX_JOBS ? page.next_cursor : null
     this.#onChange()

@@ -87,9 +87,10 @@ export function errorOf({ error, status, next_attempt_at }) {
     : sentence
 }
 
-/** @param {Job} job how long it ran; null before its end */
-export function durationOf({ started_at, finished_at }) {
-  return started_at && finished_at ? Date.parse(finished_at) - Date.parse(started_at) : null
+/** @param {Job} job how long it ran; null if it has not run to its end */
+export function durationOf({ status, started_at, finished_at }) {
+  if (status === 'canceled' || !started_at || !finished_at) return null
+  return Date.parse(finished_at) - Date.parse(started_at)
 }
 
 /**
@@ -102,17 +103,15 @@ export const NO_FILTER = { state: '', type: '', model: '', text: '' }
 
 /**
  * @param {Job[]} jobs
- * @param {Filter} filter
+ * @param {Filter} filter its text is found as it is, but for quotes around it, and case
  */
 export function filterJobs(jobs, { state, type, model, text }) {
-  const words = text.toLowerCase().split(/\s+/).filter(Boolean)
+  const wanted = text.trim().replace(/^["“](.+)["”]$/, '$1').toLowerCase()
   return jobs.filter((job) => {
     if (state && job.status !== state) return false
     if (type && job.job_type !== type) return false
     if (model && modelOf(job) !== model) return false
-    if (words.length === 0) return true
     const shown = [fileOf(job), job.id, promptOf(job), answerOf(job), errorOf(job)]
-    const searched = shown.join(' ').toLowerCase()
-    return words.every((word) => searched.includes(word))
+    return shown.some((part) => part.toLowerCase().includes(wanted))
   })
 }

@@ -1,8 +1,8 @@
 // The card with the jobs: filters, actions on many, downloads, and the grid, page by page.
 
-import { html, useState } from './vendor/htm-preact.js'
-import { ErrorNotice } from './controls.js'
-import { JobActions, reasonOf } from './job_actions.js'
+import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
+import { ErrorNotice, Notice } from './controls.js'
+import { JobActions } from './job_actions.js'
 import { toCsv, toJsonLines } from './job_export.js'
 import { Filters, Grid, Pager } from './job_grid.js'
 import { filterJobs, NO_FILTER } from './job_view.js'
@@ -11,7 +11,7 @@ import { strings } from './strings.js'
 
 const PAGE = 48
 const NOTHING = new Set()
-const NEVER = new AbortController().signal
+const IDLE = { isLoading: false, trouble: '' }
 
 /**
  * @param {{
@@ -58,7 +58,9 @@ export function JobsCard({ list, pictures, visible, onChange, onOpen, onKeyWante
       <div class="bar">
         <h2 id="job-list-title">${texts.title}</h2>
         <${Connection} list=${list} />
-        <span class="muted" role="status">${work || texts.shown(shown.length, jobs.length)}</span>
+        <span class="muted" role="status">
+          ${work || (jobs.length > 0 && texts.shown(shown.length, jobs.length))}
+        </span>
         ${shown.length > 0 && html`<${Downloads} jobs=${shown} />`}
       </div>
       <${Trouble} list=${list} onKeyWanted=${onKeyWanted} />
@@ -89,10 +91,10 @@ export function JobsCard({ list, pictures, visible, onChange, onOpen, onKeyWante
         page=${current}
         size=${PAGE}
         count=${shown.length}
-        hasOlder=${Boolean(list.cursor)}
         onPage=${toPage}
-        onOlder=${() => list.loadOlder(NEVER).catch(() => null)}
-      />
+      >
+        ${list.cursor && html`<${Older} list=${list} />`}
+      <//>
     </section>
   `
 }
@@ -120,7 +122,7 @@ function Trouble({ list, onKeyWanted }) {
   return html`
     <${ErrorNotice}
       ...${{ error, onKeyWanted }}
-      text=${list.isRefused ? error.message : texts.offlineHelp(reasonOf(error))}
+      text=${list.isRefused ? error.message : texts.offlineHelp(error.reason)}
     />
   `
 }
@@ -131,6 +133,44 @@ function Empty({ list, hasJobs }) {
   const text = hasJobs ? texts.noMatch : list.isLoaded ? texts.none : texts.loading
   return html`
     <p class="muted">${text}</p>
+  `
+}
+
+/** Loads the next older jobs, and says that it does, or why it can't. */
+function Older({ list }) {
+  const [{ isLoading, trouble }, setState] = useState(IDLE)
+  const abort = useRef(new AbortController())
+  const { jobs: texts } = strings
+  useEffect(
+    () => () => {
+      abort.current.abort()
+      setState(IDLE)
+    },
+    [list],
+  )
+  const load = async () => {
+    abort.current = new AbortController()
+    const { signal } = abort.current
+    const show = (state) => signal.aborted || setState({ ...IDLE, ...state })
+    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: texts.tryingAgain(reason) })
+    show({ isLoading: true })
+    try {
+      await list.loadOlder(signal, onTrouble)
+      show({})
+    } catch (error) {
+      show({ trouble: error.message })
+    }
+  }
+  return html`
+    <button
+      type="button"
+      class=${isLoading ? 'quiet working' : 'quiet'}
+      disabled=${isLoading}
+      onClick=${load}
+    >
+      ${isLoading ? texts.loadingOlder : texts.loadOlder}
+    </button>
+    ${trouble && html`<${Notice} kind="error"><p>${trouble}</p><//>`}
   `
 }
 

@@ -106,10 +106,18 @@ export function SourceBar({ choice, isOpen, onChange }) {
 function useCameras(isOpen) {
   const [cameras, setCameras] = useState([])
   useEffect(() => {
-    const list = () => listCameras().then(setCameras)
+    let newest = 0
+    const list = async () => {
+      const number = ++newest
+      const found = await listCameras()
+      if (number === newest) setCameras(found) // an older list may come last
+    }
     list()
     navigator.mediaDevices?.addEventListener('devicechange', list)
-    return () => navigator.mediaDevices?.removeEventListener('devicechange', list)
+    return () => {
+      newest += 1
+      navigator.mediaDevices?.removeEventListener('devicechange', list)
+    }
   }, [isOpen])
   return cameras
 }

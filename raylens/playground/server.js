@@ -9,6 +9,8 @@ export const root = new URL('..', import.meta.url).href
 
 const keptKey = new Kept('sessionStorage', 'raylens.key')
 const RETRY_S = 5
+/** Statuses of a server that may answer a moment later. */
+const PASSING = [429, 503]
 
 /** A request that got no answer, or an error. Its message is a sentence for the user. */
 export class ServerError extends Error {
@@ -17,16 +19,18 @@ export class ServerError extends Error {
    * @param {number} status 0 without an answer
    * @param {any} answer the error as the server sent it
    * @param {number | null} retryAfter seconds
+   * @param {string} reason the message without advice to try again, for whoever does so anyway
    */
-  constructor(message, status = 0, answer = null, retryAfter = null) {
+  constructor(message, status = 0, answer = null, retryAfter = null, reason = message) {
     super(message)
     this.status = status
     this.answer = answer
     this.retryAfter = retryAfter
+    this.reason = status === 0 ? strings.errors.away : reason
   }
 
   get needsKey() {
-    return this.status === 401
+    return this.status === 401 || this.status === 403
   }
 }
 
@@ -103,7 +107,7 @@ export async function* eventsOf(response) {
       if (data === '[DONE]') return
       const value = JSON.parse(data)
       const detail = detailOf(value)
-      if (detail) throw new ServerError(explain(500, detail, null), 500, value)
+      if (detail) throw new ServerError(explain(500, detail), 500, value)
       yield value
     }
   } catch (error) {
@@ -129,8 +133,11 @@ async function readError(response) {
   }
   const detail = detailOf(answer) ?? (typeof answer === 'string' ? answer.slice(0, 300) : '')
   const retryAfter = Number(response.headers.get('Retry-After')) || null
-  const message = explain(response.status, detail, retryAfter)
-  return new ServerError(message, response.status, answer, retryAfter)
+  const reason = explain(response.status, detail)
+  const message = PASSING.includes(response.status)
+    ? strings.errors.retryIn(reason, retryAfter ?? RETRY_S)
+    : reason
+  return new ServerError(message, response.status, answer, retryAfter, reason)
 }
 
 /** Return the message of an error in the shape of any dialect; undefined if it is none. */
@@ -140,16 +147,15 @@ function detailOf(answer) {
   return answer.error?.message ?? answer.detail
 }
 
-/**
- * @param {number} status @param {string} detail @param {number | null} retryAfter
- */
-function explain(status, detail, retryAfter) {
+/** @param {number} status @param {string} detail */
+function explain(status, detail) {
   const { errors } = strings
   const sentence = asSentence(detail)
   if (status === 401) return getKey() ? errors.unknownKey : errors.missingKey
+  if (status === 403) return errors.forbidden(sentence)
   if (status === 413) return errors.tooLarge(sentence)
-  if (status === 429) return errors.limit(sentence, retryAfter ?? RETRY_S)
-  if (status === 503) return errors.unavailable(sentence, retryAfter ?? RETRY_S)
+  if (status === 429) return errors.limit(sentence)
+  if (status === 503) return errors.unavailable(sentence)
   if (status === 504) return errors.timeout
   if (status === 507) return errors.full(sentence)
   if (status >= 500) return errors.failed(sentence)

@@ -21,7 +21,7 @@ export function StatusTab({ keyVersion, onKeyWanted }) {
       </div>
       <${ErrorNotice}
         ...${{ error, onKeyWanted }}
-        text=${status && error && texts.old(error.message, time)}
+        text=${status && error && texts.old(error.reason, time)}
       />
       ${
         !status &&
@@ -75,6 +75,7 @@ function Content({ status }) {
             names=${texts.jobFigures}
             times=${history.times}
             series=${history.jobs}
+            context=${{ totals: history.totals }}
           />
         </section>
       `

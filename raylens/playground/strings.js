@@ -33,16 +33,32 @@ const rate = (bits) =>
 /** @param {number} seconds */
 const seconds = (seconds) => plural(seconds, 'second', 'seconds')
 const day = new Intl.DateTimeFormat('en-GB', { dateStyle: 'medium', timeStyle: 'medium' })
+const minute = new Intl.DateTimeFormat('en-GB', { timeStyle: 'short' })
+const minuteOfDay = new Intl.DateTimeFormat('en-GB', {
+  day: 'numeric',
+  month: 'short',
+  hour: '2-digit',
+  minute: '2-digit',
+})
+
+/** @param {Date} at */
+const isToday = (at) => at.toDateString() === new Date().toDateString()
 
 /** @param {string} text an ISO 8601 time; without its day if that is today */
 const time = (text) => {
   const at = new Date(text)
-  const isToday = at.toDateString() === new Date().toDateString()
-  return (isToday ? clock : day).format(at)
+  return (isToday(at) ? clock : day).format(at)
+}
+
+/** @param {string} text an ISO 8601 time; the same in short */
+const shortTime = (text) => {
+  const at = new Date(text)
+  return (isToday(at) ? minute : minuteOfDay).format(at)
 }
 
 export const strings = {
   time,
+  shortTime,
   number: (value) => number.format(value),
   size,
   duration,
@@ -66,17 +82,17 @@ export const strings = {
     button: 'Key',
     present: 'Key set',
     label: 'API key',
-    help: 'Kept in this tab only, and sent with each request to this server.',
+    help: 'Kept in this tab only, and sent with every request to this server.',
     save: 'Use key',
     forget: 'Forget',
-    signs: 'A key has letters, digits and signs of ASCII, and no blanks.',
+    signs: 'A key has only the letters A to Z, digits and punctuation, and no spaces.',
   },
 
   state: {
     unknown: 'Connecting…',
     healthy: 'Ready',
-    degraded: 'Some models missing',
-    away: 'Server away',
+    degraded: 'Some models not loaded',
+    away: 'Server unreachable',
   },
 
   status: {
@@ -91,34 +107,35 @@ export const strings = {
       grafana: 'Grafana',
       prometheus: 'Prometheus',
     },
-    updated: (version, time) => `raylens ${version}, ${clock.format(time)}`,
+    updated: (version, time) => `raylens ${version}, updated ${clock.format(time)}`,
     loading: 'Asking the server…',
-    old: (message, time) =>
-      `${message} The page goes on asking; these figures are of ${clock.format(time)}.`,
-    noHistory: 'The figures of the last minutes can’t be read at the moment.',
+    old: (reason, time) =>
+      `${reason} The page keeps asking. These figures are from ${clock.format(time)}.`,
+    noHistory: 'The latest figures can’t be read at the moment.',
     silentNodes: (silent, all) =>
       silent === all
-        ? 'No node’s metrics can be read: the figures below are incomplete.'
-        : `The metrics of ${silent} of ${all} nodes can’t be read: the figures are incomplete.`,
-    soon: 'The first figures come within half a minute.',
+        ? 'No node’s metrics can be read, so the figures below are incomplete.'
+        : `The metrics of ${silent} of ${all} nodes can’t be read, so the figures are incomplete.`,
+    soon: 'The first figures appear within half a minute.',
     span: (minutes) =>
-      `Last ${plural(minutes, 'minute', 'minutes')}; rates and times are those of a minute`,
+      `${minutes === 1 ? 'The last minute' : `Last ${minutes} minutes`}. Rates and times are measured ` +
+      'over one minute.',
     plot: (name, newest, peak) => `${name}: now ${newest}, at most ${peak}`,
     peak: (value) => `max ${value}`,
     unknown: '–',
 
     figures: {
-      requests_per_s: 'Requests/s',
-      errors_per_s: 'Errors/s',
-      latency_p50_s: 'Latency, median',
-      first_token_p50_s: 'First token, median',
-      tokens_per_s: 'Tokens/s',
+      requests_per_s: 'Requests',
+      errors_per_s: 'Errors',
+      latency_p50_s: 'Latency',
+      first_token_p50_s: 'Time to first token',
+      tokens_per_s: 'Tokens',
       in_flight: 'Requests in flight',
       pictures_waiting: 'Pictures waiting',
       sessions: 'Live sessions',
       running: 'Answers running',
       waiting: 'Answers waiting',
-      batch_size: 'Batch size',
+      batch_size: 'Mean batch size',
       load: 'Load',
       kv_cache: 'KV cache in use',
       picture_hits: 'Picture cache hits',
@@ -128,32 +145,37 @@ export const strings = {
     jobFigures: {
       queued: 'Waiting',
       running: 'Running',
-      ended_per_s: 'Ended/s',
+      ended_per_s: 'Ended',
       failed: 'Failed',
     },
-    rate: (value) => short(value),
+    rate: (value) => `${short(value)}/s`,
+    mean: (value) => short(value),
     count: (value) => number.format(value),
     share: (value) => `${number.format(100 * value)}%`,
     seconds: (value) => duration(1000 * value),
     memory: (value) => `${number.format(value / 2 ** 30)} GiB`,
     size: (value) => large.format(value),
-    requests: ({ requests }) => `${number.format(requests)} in all`,
+    requests: ({ requests }) => `${number.format(requests)} in total`,
     errors: ({ errors, refusals }) =>
       `${plural(errors, 'error', 'errors')}, ${number.format(refusals)} refused`,
-    slower: (value) => (value === null ? '' : `95% within ${duration(1000 * value)}`),
+    median: 'Median',
+    within: (value) => (value === null ? '95% within' : `95% within ${duration(1000 * value)}`),
+    ended: ({ jobs_succeeded, jobs_failed }) =>
+      `${number.format(jobs_succeeded)} succeeded, ${number.format(jobs_failed)} failed`,
+    listed: 'in the job list',
     tokens: ({ prompt_tokens, answer_tokens }) =>
       `${large.format(prompt_tokens)} in, ${large.format(answer_tokens)} out`,
-    perClient: (limit) => `limit for a client: ${number.format(limit)}`,
-    slots: (slots) => `of ${plural(slots, 'place', 'places')}`,
+    perClient: (limit) => `limit per client: ${number.format(limit)}`,
+    slots: (slots) => `up to ${number.format(slots)} at once`,
     ofShare: (bytes) => (bytes === null ? '' : `of ${number.format(bytes / 2 ** 30)} GiB`),
-    oldest: (seconds) => (seconds ? `the oldest for ${duration(1000 * seconds)}` : ''),
+    oldest: (seconds) => (seconds ? `longest wait ${duration(1000 * seconds)}` : ''),
 
     name: 'Name',
     state: 'State',
     replicas: 'Replicas',
-    resources: 'Each reserves',
+    resources: 'Reserved per replica',
     device: 'Device',
-    dtype: 'Type',
+    dtype: 'Data type',
     family: 'Family',
     parameters: 'Parameters',
     tasks: 'Tasks',
@@ -161,15 +183,15 @@ export const strings = {
     states: {
       loaded: 'Loaded',
       loading: 'Loading…',
-      'on demand': 'Loaded by the next request',
+      'on demand': 'Loads with the next request',
       'not loaded': 'Not loaded',
     },
     statuses: {
       HEALTHY: 'Healthy',
       UNHEALTHY: 'Unhealthy',
       UPDATING: 'Updating',
-      UPSCALING: 'Growing',
-      DOWNSCALING: 'Shrinking',
+      UPSCALING: 'Scaling up',
+      DOWNSCALING: 'Scaling down',
       DEPLOY_FAILED: 'Failed',
     },
     replicaCounts: ({ running, target, starting, starting_s: since, stopping }) =>
@@ -198,7 +220,7 @@ export const strings = {
     urlLabel: 'Web address of a picture',
     urlHelp: 'The server downloads it.',
     urlLoad: 'Load',
-    urlOff: 'This server downloads nothing. Save the picture, and choose the file.',
+    urlOff: 'This server downloads no pictures. Save the picture, then choose the file.',
     examples: 'Or start with an example',
     scene: 'Shapes',
     cat: 'Cat',
@@ -216,7 +238,7 @@ export const strings = {
     pasted: 'pasted.png',
     taken: 'camera.jpg',
     loading: 'Loading the picture…',
-    several: 'One picture at a time: the first one was taken.',
+    several: 'Only one picture at a time: the first one is used.',
   },
 
   prompts: {
@@ -234,8 +256,8 @@ export const strings = {
     hints: {
       caption: 'Describes the picture.',
       query: 'Answers a question about the picture.',
-      detect: 'Draws a box around each object of a kind.',
-      point: 'Marks the center of each object of a kind.',
+      detect: 'Draws a box around each object of one kind.',
+      point: 'Marks the center of each object of one kind.',
     },
   },
 
@@ -246,7 +268,7 @@ export const strings = {
     modelDefault: 'Server’s choice',
     reset: 'Reset',
     changed: (count) => plural(count, 'changed', 'changed'),
-    choiceDefault: 'Model’s own',
+    choiceDefault: 'Model’s default',
     valueOf: (label) => `${label}, value`,
   },
 
@@ -254,9 +276,9 @@ export const strings = {
     start: 'Run',
     stop: 'Stop',
     shortcut: 'Ctrl + Enter',
-    needsPicture: 'Pick a picture first.',
+    needsPicture: 'Choose a picture first.',
     needsPrompt: (label) => `Fill in “${label}” first.`,
-    notLoaded: 'The server has not told its settings yet.',
+    notLoaded: 'The server’s settings have not arrived yet. Try again in a moment.',
   },
 
   pocket:
@@ -270,7 +292,7 @@ export const strings = {
     workingFindings: 'Looking…',
     stopped: 'Stopped.',
     old: 'The settings have changed since this answer.',
-    noText: 'The model answered with no text.',
+    noText: 'The model returned no text.',
     views: 'Views of the result',
     answer: 'Answer',
     seen: 'Preprocessing',
@@ -319,9 +341,9 @@ export const strings = {
     copyFailed: 'Select and copy by hand',
     keyNote: 'The key comes from the environment variable RAYLENS_API_KEY.',
     save: (name) => `Save ${name}`,
-    fileNote: (name) => `Run it in the folder of ${name}.`,
+    fileNote: (name) => `Run it in the folder that contains ${name}.`,
     noRecipe: 'This client can’t send a recipe, so the snippet leaves it out.',
-    noLength: 'Chat has no lengths of captions, so the snippet asks in words.',
+    noLength: 'Chat has no caption length, so the snippet asks for it in words.',
   },
 
   compare: {
@@ -378,7 +400,7 @@ export const strings = {
     noRequest: 'Send a message first. Its request appears here.',
     noModels: 'No model of this server can chat.',
     system: 'System prompt',
-    systemHelp: 'Instructions before the first message.',
+    systemHelp: 'Instructions that come before the first message.',
     remove: (name) => `Remove ${name}`,
     length: (seconds) => `${number.format(seconds)} s`,
     about: ({ kind, name, width, height, seconds, blob }) =>
@@ -432,8 +454,8 @@ export const strings = {
     view: 'Live video with what the model found',
     empty: 'Start the camera, or drop a video file here',
     privacy:
-      'Frames go to this server only. Nothing is recorded unless you press Record, and that stays ' +
-      'in this browser.',
+      'Frames go to this server only. Nothing is recorded unless you press Record, and recordings ' +
+      'stay in this browser.',
     cameraLabel: 'Camera',
     anyCamera: 'Default',
     camera: (index) => `Camera ${index}`,
@@ -498,20 +520,20 @@ export const strings = {
     retryNow: 'Try now',
     fallback: (reason) =>
       `${reason} Pictures go over a WebSocket instead: one at a time, without events.`,
-    frameFailed: (detail) => `There was no answer about a frame. ${detail}`,
-    webRtcOff: 'This server has no WebRTC.',
-    noWebRtc: 'This browser has no WebRTC.',
+    frameFailed: (detail) => `One frame got no answer. ${detail}`,
+    webRtcOff: 'This server does not offer WebRTC.',
+    noWebRtc: 'This browser does not support WebRTC.',
     noPath:
-      'WebRTC found no way to the server. If that happens in some networks only, the server needs ' +
+      'WebRTC could not reach the server. If that happens in some networks only, the server needs ' +
       'a TURN server (docs/turn.md).',
     needsWebRtc: (name, reason) => `${reason} ${name} works over WebRTC only.`,
-    interrupted: 'The connection to the server broke off.',
+    interrupted: 'The connection to the server was lost.',
     restarts: 'The server is restarting.',
     stopped: (reason) => `The server ended the session. ${reason}`,
-    idle: 'The server ended the session, since no picture came for minutes. Start again.',
+    idle: 'The server ended the session because no picture came for minutes. Press Start to go on.',
     cameraDenied:
-      'The browser may not use the camera. Allow it in the address bar, then press Start, or choose ' +
-      'a video file.',
+      'The browser is not allowed to use the camera. Allow it in the address bar, then press Start, ' +
+      'or choose a video file.',
     cameraBusy: 'Another program uses the camera. Close it, then press Start.',
     sourceEnded: 'The camera was turned off or unplugged. Press Start to use it again.',
     fileUnplayable: (name) =>
@@ -525,39 +547,40 @@ export const strings = {
     dropNow: 'Drop to add these pictures',
     chooseFiles: 'Choose files',
     chooseFolder: 'Choose folder',
-    clear: 'Clear',
+    clear: 'Remove all',
     chosen: (ready, checking) =>
       plural(ready, 'picture', 'pictures') +
       ' ready' +
       (checking > 0 ? `, ${number.format(checking)} being checked` : ''),
     refused: (count) => `${plural(count, 'file was', 'files were')} refused`,
-    again: 'Try again',
+    again: 'Check again',
+    hide: 'Hide',
     progress: 'Progress',
     uploaded: (count, total) => `${number.format(count)} of ${number.format(total)} uploaded`,
     unlisted: 'not in the list',
     counts: (count, state) => `${number.format(count)} ${state}`,
     pause: 'Pause upload',
-    resume: 'Go on',
+    resume: 'Resume upload',
     stop: 'Stop upload',
-    goesOn: (seconds) => `The upload goes on by itself in ${plural(seconds, 'second', 'seconds')}.`,
+    goesOn: (count) => `The upload continues by itself in ${seconds(count)}.`,
     goesOnNow: 'Try now',
-    settings: 'Settings of the jobs',
+    settings: 'Job settings',
     submit: (count) => (count === 0 ? 'Submit' : `Submit ${plural(count, 'picture', 'pictures')}`),
     needsPictures: 'Drop or choose pictures first.',
     delivery: 'Webhook and priority',
     webhook: 'Webhook URL',
-    webhookHelp: 'Gets a signed POST when a job ends.',
+    webhookHelp: 'Receives a signed POST request when a job ends.',
     secret: 'Webhook secret',
-    secretHelp: 'whsec_ and base64. Without one, the server’s own secrets sign.',
+    secretHelp:
+      'Signs these requests: “whsec_” followed by base64. If empty, the server’s own secret signs.',
     priority: 'Priority',
     priorityHelp:
-      'From −100 to 100: the higher, the sooner. Each step is worth a minute of waiting.',
+      'From −100 to 100. Higher starts sooner: each step counts like one more minute of waiting.',
     title: 'Jobs',
     live: 'Live',
     connecting: 'Connecting…',
     offline: 'Not connected',
-    away: 'The server does not answer.',
-    offlineHelp: (reason) => `${reason} The list goes on by itself once the server is back.`,
+    offlineHelp: (reason) => `${reason} The list reconnects by itself.`,
     none: 'No jobs yet. Drop some pictures, and press Submit.',
     noQueue: 'This server has no job queue (jobs.enabled is false).',
     noMatch: 'No job matches the filter.',
@@ -580,6 +603,8 @@ export const strings = {
         ? plural(all, 'job', 'jobs')
         : `${number.format(shown)} of ${plural(all, 'job', 'jobs')}`,
     loadOlder: 'Load older jobs',
+    loadingOlder: 'Loading older jobs…',
+    tryingAgain: (reason) => `${reason} Trying again…`,
     page: (first, last, all) =>
       `${number.format(first)}–${number.format(last)} of ${number.format(all)}`,
     pages: 'Pages',
@@ -596,12 +621,12 @@ export const strings = {
     remove: 'Remove',
     actions: (label, count) => `${label} ${number.format(count)}`,
     confirmRemove: (count) =>
-      `Remove ${plural(count, 'job', 'jobs')} with pictures and results? This can’t be undone.`,
+      `Remove ${plural(count, 'job', 'jobs')} with pictures and results? You can’t undo this.`,
     keep: 'Keep',
     changing: (done, total) => `${number.format(done)} of ${number.format(total)} done…`,
     someRefused: (count, reason) =>
       `${plural(count, 'job', 'jobs')} could not be changed. ${reason}`,
-    changeGoesOn: (reason) => `${reason} The change goes on by itself.`,
+    changeGoesOn: (reason) => `${reason} The change continues by itself.`,
     stopChange: 'Stop',
     open: (name) => `Open ${name}`,
     unnamed: (type, end) => `${type} …${end}`,
@@ -637,7 +662,7 @@ export const strings = {
       event: 'Event',
       state: 'State',
       attempts: 'Attempts',
-      status: 'Answer',
+      status: 'Response',
       next: 'Next attempt',
       at: 'Sent',
     },
@@ -655,9 +680,10 @@ export const strings = {
     source: 'Source',
     state: 'State',
     connection: 'Connection',
+    connections: { connecting: 'Connecting…', connected: 'Connected', lost: 'Lost' },
     last: 'Last event',
-    started: (subject) => `${subject} began`,
-    ended: (subject) => `${subject} ended`,
+    started: (subject) => `“${subject}” started`,
+    ended: (subject) => `“${subject}” ended`,
     stop: 'Stop',
     stopOf: (source) => `Stop the watch of ${source}`,
   },
@@ -668,28 +694,31 @@ export const strings = {
     close: 'Dismiss',
     enterKey: 'Enter key',
     retry: 'Try again',
+    away: 'The server does not answer.',
     network:
-      'The server does not answer. Check that it runs and that this machine reaches ' +
-      'it, then try again.',
+      'The server does not answer. Check that it is running and that this machine can reach it, ' +
+      'then try again.',
     missingKey: 'This server needs an API key. Enter it at the top, then try again.',
     unknownKey: 'The server does not know this API key. Correct it at the top, then try again.',
-    limit: (detail, seconds) =>
-      `This is more than the server allows at a time. ${detail} Try again in ` +
-      `${plural(seconds, 'second', 'seconds')}.`,
-    unavailable: (detail, seconds) =>
-      `The server can’t answer now. ${detail} Try again in ` +
-      `${plural(seconds, 'second', 'seconds')}.`,
+    limit: (detail) => `The server does not allow that much at once. ${detail}`,
+    unavailable: (detail) => `The server can’t answer right now. ${detail}`,
+    retryIn: (reason, count) => `${reason} Try again in ${seconds(count)}.`,
     timeout:
       'The answer took longer than the server allows. Ask for a shorter answer, or ' +
       'use a smaller picture.',
-    tooLarge: (detail) => `The server takes no request of this size. ${detail}`,
-    full: (detail) => `The server has no room left for this. ${detail}`,
+    forbidden: (detail) =>
+      `The server does not allow this. ${detail} Enter another key, or ask whoever runs the server.`,
+    tooLarge: (detail) =>
+      `The request is too large for this server. ${detail} Use a smaller file, or fewer of them.`,
+    full: (detail) =>
+      `The server has no room left. ${detail} Remove jobs that have ended, or free space on the ` +
+      'server’s disk.',
     failed: (detail) => `The server failed on this request. ${detail}`,
-    refused: (detail) => `The server refuses this request. ${detail}`,
-    interrupted: 'The answer broke off: the connection ended before it was complete. Try again.',
+    refused: (detail) => `The server refused this request. ${detail}`,
+    interrupted: 'The connection ended before the answer was complete. Try again.',
     unreadable:
-      'The server’s answer is not what this page understands. Reload the page: the ' +
-      'server may be newer.',
+      'This page does not understand the server’s answer. Reload it: the server may have been ' +
+      'updated.',
 
     notPicture: (name) =>
       `${name} is not a picture. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF file.`,
@@ -697,11 +726,11 @@ export const strings = {
       `${name} is neither a picture nor a video. Choose a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, ` +
       'MP4, WebM or AVI file.',
     videoTooLarge: (name, actual, limit) =>
-      `${name} is ${size(actual)}; this server takes videos up to ${size(limit)}. Cut it, or ` +
-      'choose a smaller one.',
+      `${name} is ${size(actual)}; this server takes videos up to ${size(limit)}. Shorten ` +
+      'it, or choose a smaller one.',
     videoTooLong: (name, actual, limit) =>
       `${name} is ${duration(1000 * actual)} long; this server takes videos up to ` +
-      `${duration(1000 * limit)}. Cut it, or choose a shorter one.`,
+      `${duration(1000 * limit)}. Shorten it, or choose another one.`,
     emptyFile: (name) => `${name} is empty. Choose another file.`,
     unreadableFile: (name) =>
       `${name} can’t be read. It may have been moved or changed since it was chosen.`,
@@ -717,11 +746,11 @@ export const strings = {
       `${name} has a side of ${side} pixels; this server needs at least ${limit}. Choose ` +
       `a larger picture.`,
     cameraDenied:
-      'The browser may not use the camera. Allow it in the address bar, then try again.',
-    cameraMissing: 'There is no camera that the browser can use. Choose a file instead.',
+      'The browser is not allowed to use the camera. Allow it in the address bar, then try again.',
+    cameraMissing: 'The browser finds no camera. Choose a file instead.',
     cameraInsecure:
-      'Browsers give cameras only to pages over https, and to localhost. Choose a file instead.',
-    unexpected: 'Something went wrong in this page. Reload it, and try again.',
+      'Browsers allow the camera only on https pages and on localhost. Choose a file instead.',
+    unexpected: 'Something went wrong on this page. Reload it, then try again.',
     convertFirst: (reason) =>
       `${reason} Save a smaller copy, as a JPEG or PNG, and choose that one.`,
     notConverted: (name, reason) =>
@@ -729,6 +758,6 @@ export const strings = {
     notDownloaded: (reason) =>
       `The server can’t load this picture (${reason}). Check the address, or save the picture ` +
       'and choose the file.',
-    notUrl: 'This is not a web address. It begins with http:// or https://.',
+    notUrl: 'This is not a web address: it must begin with http:// or https://.',
   },
 }

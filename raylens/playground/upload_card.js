@@ -35,17 +35,10 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       <h2 id="uploads-title">${texts.pictures}</h2>
       <${Chooser} isDragging=${isDragging} onFiles=${add} />
       ${
-        (chosen.length > 0 || refused.length > 0 || (uploads.all.length > 0 && !uploads.isBusy)) &&
+        chosen.length > 0 &&
         html`
           <div class="bar">
-            ${
-              chosen.length > 0 &&
-              html`
-                <span role="status">
-                  ${texts.chosen(ready.length, chosen.length - ready.length)}
-                </span>
-              `
-            }
+            <span role="status">${texts.chosen(ready.length, chosen.length - ready.length)}</span>
             <button type="button" class="quiet" onClick=${() => uploads.clear()}>
               ${texts.clear}
             </button>
@@ -67,7 +60,7 @@ export function UploadCard({ uploads, jobs, isShown, onKeyWanted }) {
       ${
         refused.length > 0 &&
         html`
-          <${Refusals} refused=${refused} onAgain=${() => uploads.again()} />
+          <${Refusals} refused=${refused} uploads=${uploads} />
         `
       }
       <${Progress} uploads=${uploads} jobs=${jobs} onKeyWanted=${onKeyWanted} />
@@ -98,7 +91,7 @@ function Chooser({ isDragging, onFiles }) {
   `
 }
 
-function Refusals({ refused, onAgain }) {
+function Refusals({ refused, uploads }) {
   const { jobs: texts } = strings
   return html`
     <details class="refusals">
@@ -113,7 +106,12 @@ function Refusals({ refused, onAgain }) {
           `,
         )}
       </ul>
-      <button type="button" class="quiet" onClick=${onAgain}>${texts.again}</button>
+      <div class="actions">
+        <button type="button" class="quiet" onClick=${() => uploads.again()}>${texts.again}</button>
+        <button type="button" class="quiet" onClick=${() => uploads.hideRefused()}>
+          ${texts.hide}
+        </button>
+      </div>
     </details>
   `
 }
@@ -126,9 +124,7 @@ function Progress({ uploads, jobs, onKeyWanted }) {
   const sent = submitted.filter(({ state }) => state === 'sent')
   const states = sent.map(({ jobId }) => jobs.get(jobId)?.status)
   const count = (state) => states.filter((each) => each === state).length
-  const counts = STATES.map((state) => [state, count(state)]).filter(
-    ([state, number]) => number > 0 || state === 'succeeded',
-  )
+  const counts = STATES.map((state) => [state, count(state)]).filter(([, number]) => number > 0)
   const unlisted = count(undefined)
   const ended = sent.length - unlisted - count('queued') - count('running')
   return html`
@@ -144,6 +140,14 @@ function Progress({ uploads, jobs, onKeyWanted }) {
             ...(unlisted > 0 ? [texts.counts(unlisted, texts.unlisted)] : []),
           ].join(' · ')}
         </span>
+        ${
+          !uploads.isBusy &&
+          html`
+            <button type="button" class="quiet" onClick=${() => uploads.hideSent()}>
+              ${texts.hide}
+            </button>
+          `
+        }
         ${
           uploads.isBusy &&
           html`
@@ -178,7 +182,7 @@ function Hold({ uploads, onKeyWanted }) {
   const seconds = Math.max(1, Math.ceil((until - useNow()) / 1000))
   if (error.needsKey) return html`<${ErrorNotice} ...${{ error, onKeyWanted }} />`
   return html`<${Notice} kind="note">
-    <p>${error.message}</p>
+    <p>${error.reason}</p>
     <p>${texts.goesOn(seconds)}</p>
     <div class="actions">
       <button type="button" onClick=${() => uploads.resume()}>${texts.goesOnNow}</button>

@@ -84,6 +84,7 @@ export class Uploads {
    * @param {JobRequest} request
    */
   submit(request) {
+    if (!this.isBusy) this.hideSent()
     for (const upload of this.chosen) {
       if (JSON.stringify(upload.request) !== JSON.stringify(request)) upload.key = newKey()
       upload.request = request
@@ -120,13 +121,23 @@ export class Uploads {
     this.#interrupt()
   }
 
-  /** Forget what isn't on its way. */
+  /** Forget what could be submitted. */
   clear() {
-    const isKept = ({ state, request }) =>
-      ['waiting', 'sending'].includes(state) || (state === 'checking' && request)
-    const kept = new Set(this.all.filter(isKept))
-    this.all.filter((upload) => !kept.has(upload)).forEach(release)
-    this.all = [...kept]
+    this.#forget(isChosen)
+  }
+
+  hideRefused() {
+    this.#forget(({ state }) => state === 'refused')
+  }
+
+  hideSent() {
+    this.#forget(({ state }) => state === 'sent')
+  }
+
+  /** @param {(upload: Upload) => boolean} isGone */
+  #forget(isGone) {
+    this.all.filter(isGone).forEach(release)
+    this.all = this.all.filter((upload) => !isGone(upload))
     this.#onChange()
   }
 

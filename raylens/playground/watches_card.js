@@ -4,7 +4,7 @@ import { html, useEffect, useState } from './vendor/htm-preact.js'
 import { Notice } from './controls.js'
 import { isEnded } from './job_view.js'
 import { pauseAfter } from './patience.js'
-import { ask } from './server.js'
+import { ask, asSentence } from './server.js'
 import { strings } from './strings.js'
 
 const REFRESH_MS = 3000
@@ -87,7 +87,7 @@ function Table({ watches, problem, onStop, onClose }) {
                   <td>
                     <span class=${`state ${watch.status}`}>${jobs.states[watch.status]}</span>
                   </td>
-                  <td>${watch.connection?.status ?? watch.error?.message ?? ''}</td>
+                  <td>${connectionOf(watch)}</td>
                   <td>${lastEventOf(watch)}</td>
                   <td>
                     ${
@@ -112,6 +112,12 @@ function Table({ watches, problem, onStop, onClose }) {
       </div>
     </section>
   `
+}
+
+function connectionOf({ connection, error }) {
+  if (!connection) return error ? asSentence(error.message) : ''
+  const { status, problem } = connection
+  return [strings.watches.connections[status] ?? status, problem].filter(Boolean).join(': ')
 }
 
 function lastEventOf({ recent_events: events }) {

@@ -1,9 +1,10 @@
 """The settings of the Moondream pipeline, with hints from which a page renders its controls.
 
-Names, defaults and hints are those of Scope's plugin for Moondream, so that its frontend can render
-them without a change. A field without hints is not shown. Further hints are for a page that asks
-about single pictures: ``request`` is the field of a request's body in Moondream's dialect,
-``features`` are those that have the setting, and settings of one ``group`` are shown together.
+Names, defaults and kinds of hints are those of Scope's plugin for Moondream, so that its frontend
+can render them without a change. A field without hints is not shown. Further hints are for a page
+that asks about single pictures: ``request`` is the field of a request's body in Moondream's
+dialect, ``features`` are those that have the setting, and settings of one ``group`` are shown
+together.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ class MoondreamConfig(BaseModel):
     )
     caption_length: CaptionLength = Field(
         CaptionLength.NORMAL,
-        description="Length of captions.",
+        description="How long captions are.",
         json_schema_extra=_ui(2, label="Caption length", request="length", features=["caption"]),
     )
     temperature: float = Field(
         0.5,
         ge=0.0,
         le=1.0,
-        description="Randomness of captions and answers; 0 gives the most likely one.",
+        description="How random captions and answers are; 0 always gives the most likely one.",
         json_schema_extra=_ui(
             3, label="Temperature", request="settings.temperature", features=_TEXT
         ),
@@ -72,7 +73,7 @@ class MoondreamConfig(BaseModel):
         10,
         ge=1,
         le=50,
-        description="Largest number of boxes or points.",
+        description="The most boxes or points to return.",
         json_schema_extra=_ui(
             4, label="Max objects", request="settings.max_objects", features=_PLACES
         ),
@@ -81,7 +82,7 @@ class MoondreamConfig(BaseModel):
         3,
         ge=1,
         le=30,
-        description="The model sees one of this many frames; the others show its last result.",
+        description="The model sees one frame in this many; the others show its last result.",
         json_schema_extra=_ui(5, label="Inference interval"),
     )
     overlay_opacity: float = Field(
@@ -120,7 +121,7 @@ class MoondreamConfig(BaseModel):
 
     tracking: bool = Field(
         True,
-        description="Whether boxes and points follow the picture until there are newer ones.",
+        description="Moves boxes and points along with the video until the next result.",
         json_schema_extra=_ui(9, label="Tracking"),
     )
     model: str = Field(
@@ -133,28 +134,28 @@ class MoondreamConfig(BaseModel):
         1,
         ge=1,
         le=256,
-        description="How many frames a question or caption is about, one from each interval.",
+        description="How many frames one answer is about, one from each inference interval.",
         json_schema_extra=_ui(14, label="Frames", features=_TEXT),
     )
     event_enter: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that show the object, or say yes, before an event starts.",
+        description="An event starts after this many results in a row with the object, or a yes.",
         json_schema_extra=_ui(11, label="Results until start", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_leave: int = Field(
         2,
         ge=1,
         le=100,
-        description="Results in a row that don't before the event ends.",
+        description="The event ends after this many results in a row without it.",
         json_schema_extra=_ui(12, label="Results until end", group=_EVENTS, features=_LOOKED_FOR),
     )
     event_min_count: int = Field(
         1,
         ge=1,
         le=50,
-        description="Least number of objects that counts as seen.",
+        description="How many objects it takes for an event.",
         json_schema_extra=_ui(13, label="Objects of an event", group=_EVENTS, features=_PLACES),
     )
 

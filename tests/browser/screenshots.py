@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from raylens.core.errors import ModelFailed
 from tests.browser.conftest import camera_arguments, launched
 from tests.browser.job_site import serving_jobs
+from tests.browser.jobs_page import states, submit
 from tests.browser.live_page import open_tab, start, stop
 from tests.browser.site import ROOT, SCENE, LiveSite, Site, serving
 from tests.browser.test_chat import (
@@ -24,7 +25,6 @@ from tests.browser.test_chat import (
     wait_until_done,
 )
 from tests.browser.test_compare import run_both, side
-from tests.browser.test_jobs import states, submit
 
 EXAMPLES = ROOT / "raylens" / "playground" / "examples"
 WIDTHS = {390: 844, 820: 1180, 1440: 900}

@@ -54,6 +54,7 @@ def _count(counts: dict[Key, float], wave: float, has_error: bool) -> None:
         (m.CACHE_MISSES, "moondream", "features"): requests - requests // 2,
         (m.CACHE_HITS, "moondream", "prefix"): 300 * requests,
         (m.CACHE_MISSES, "moondream", "prefix"): 440 * requests,
+        (m.JOBS_ENDED, "succeeded"): round(2 * wave),
         (m.BATCH_SIZE, "moondream", "1.0"): 100,
         (m.BATCH_SIZE, "moondream", "4.0"): 100 + 80 * wave,
     }

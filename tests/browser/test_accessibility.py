@@ -11,12 +11,12 @@ from playwright.sync_api import Browser, Page, expect
 from raylens.core.errors import ModelFailed
 from tests.browser import axe
 from tests.browser.job_site import serving_jobs
+from tests.browser.jobs_page import opened_jobs, states, submit, write
 from tests.browser.live_page import answer, open_tab, press, start, stop
 from tests.browser.site import SCENE, Site
 from tests.browser.test_chat import CLIP, attach, attached, open_chat, say, wait_until_done
 from tests.browser.test_compare import open_tab as compare_tab
 from tests.browser.test_compare import run_both
-from tests.browser.test_jobs import opened_jobs, states, submit, write
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser

@@ -346,7 +346,9 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_complete_one(page: Page) -
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
     open_chat(page)
     say(page, "Hi")
-    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "The connection ended before the answer was complete."
+    )
     expect(answers(page)).to_have_text("half an")
 
 
@@ -365,7 +367,7 @@ def test_an_answer_that_reached_its_limit_says_so(page: Page) -> None:
         ("notes.txt", b"hello", "notes.txt is neither a picture nor a video. Choose"),
         ("none.mp4", b"", "none.mp4 is empty. Choose another file."),
         ("cut.png", SCENE.read_bytes()[:500], "cut.png can’t be read: the file seems"),
-        ("long.mp4", CLIP.read_bytes() + bytes(300_000), "takes videos up to 300 kB. Cut it"),
+        ("long.mp4", CLIP.read_bytes() + bytes(300_000), "takes videos up to 300 kB. Shorten it"),
     ],
 )
 def test_a_wrong_file_gets_a_sentence_and_the_others_are_taken(

@@ -196,7 +196,7 @@ def test_an_error_of_one_side_leaves_the_other_alone(page: Page, site: Site) -> 
 def test_what_is_missing_is_said(page: Page, site: Site) -> None:
     page.get_by_role("tab", name="Compare").click()
     run_both(page)
-    expect(page.get_by_role("alert")).to_contain_text("Pick a picture first.")
+    expect(page.get_by_role("alert")).to_contain_text("Choose a picture first.")
     assert not site.service.requests
     site.service.error = ModelFailed("out of memory")
     page.get_by_role("button", name="Shapes").click()

@@ -152,7 +152,7 @@ def test_a_frame_without_an_answer_gets_a_sentence_until_the_next_one(
 ) -> None:
     site.service.error = ModelFailed("out of memory")
     start(live)
-    expect(live.get_by_role("alert")).to_contain_text("There was no answer about a frame.")
+    expect(live.get_by_role("alert")).to_contain_text("One frame got no answer.")
     site.service.error = None
     expect(answer(live)).to_be_visible()
     expect(live.get_by_role("alert")).to_have_count(0)
@@ -202,7 +202,7 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[LiveSite
     site, live = over_socket
     start(live, SOCKET)
     expect(live.locator(".right > .notice")).to_contain_text(
-        "This server has no WebRTC. Pictures go over a WebSocket instead"
+        "This server does not offer WebRTC. Pictures go over a WebSocket instead"
     )
     mark = live.get_by_role("button", name="person #1:")
     mark.wait_for()

@@ -93,7 +93,7 @@ def test_a_session_that_is_idle_ends_with_a_sentence(browser: Browser) -> None:
     with visiting(browser, has_webrtc=False, realtime={"idle_timeout_s": 0.5}) as (_, _, live):
         start(live, SOCKET)
         press(live, "Pause")
-        expect(live.get_by_role("alert")).to_contain_text("since no picture came")
+        expect(live.get_by_role("alert")).to_contain_text("because no picture came")
         expect(live.locator(".state")).to_have_text("Ended")
 
 
@@ -195,7 +195,9 @@ def test_a_camera_that_is_unplugged_ends_the_session_and_another_one_can_be_chos
 def test_a_camera_that_is_denied_gets_a_sentence(playwright: Playwright, site: LiveSite) -> None:
     with bare(playwright, site.url, f"{GRANTED}=deny") as live:
         press(live, "Start")
-        expect(live.get_by_role("alert")).to_contain_text("The browser may not use the camera.")
+        expect(live.get_by_role("alert")).to_contain_text(
+            "The browser is not allowed to use the camera."
+        )
         assert site.sessions.count == 0
 
 
@@ -204,4 +206,4 @@ def test_a_page_without_https_says_what_cameras_need(playwright: Playwright) -> 
         url = site.url.replace("127.0.0.1", "site.test")
         with bare(playwright, url, GRANTED) as live:
             press(live, "Start")
-            expect(live.get_by_role("alert")).to_contain_text("only to pages over https")
+            expect(live.get_by_role("alert")).to_contain_text("only on https pages")

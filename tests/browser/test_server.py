@@ -15,11 +15,11 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from testing.scenes import draw_scene
 from testing.server import running_server
 from tests.browser.conftest import opened
+from tests.browser.jobs_page import drop, submit
 from tests.browser.live_page import SOCKET, WEBRTC, answer, bounds, open_tab, saved, start, stop
 from tests.browser.site import CAPTION, ROOT, find_red
 from tests.browser.test_chat import CLIP, answers, attach, attached, open_chat, say
 from tests.browser.test_compare import run_both, side
-from tests.browser.test_jobs import drop, submit
 from tests.browser.test_try import choose_task, run, wait_for_picture
 
 pytestmark = pytest.mark.browser
@@ -48,7 +48,7 @@ def test_the_first_click_gets_a_right_caption(page: Page) -> None:
     page.get_by_label("Caption length").select_option("short")
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=60_000)
-    expect(page.locator(".figures")).to_contain_text("Tokens/s")
+    expect(page.locator(".figures")).to_contain_text("First token")
     expect(page.locator(".figures")).to_contain_text("moondream")
 
 
@@ -77,7 +77,7 @@ def test_preprocessing_shows_the_picture(page: Page) -> None:
     run(page)
     page.get_by_role("tab", name="Preprocessing").click()
     expect(page.locator(".side-by-side img")).to_have_count(2, timeout=60_000)
-    expect(page.locator(".result")).to_contain_text("The model resizes it to")
+    expect(page.locator(".result")).to_contain_text("The model then scales it to")
 
 
 def test_a_folder_of_drawn_scenes_is_captioned_by_jobs(page: Page, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_the_models_and_their_figures_are_shown(page: Page) -> None:
         expect(model).to_contain_text("Loaded")
         expect(model).to_contain_text("1 of 1 running")
     requests = page.get_by_role("region", name="Server").get_by_role("listitem").first
-    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in all"), timeout=60_000)
+    expect(requests).to_contain_text(re.compile(r"[1-9]\d* in total"), timeout=60_000)
     expect(page.get_by_role("link", name="Ray dashboard")).to_be_visible()
 
 

@@ -82,7 +82,7 @@ def test_a_question_about_a_file_with_awkward_characters(
     run(page)
     expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
     code = copy(page, language)
-    expect(page.get_by_text(f"Run it in the folder of {name}.")).to_be_visible()
+    expect(page.get_by_text(f"Run it in the folder that contains {name}.")).to_be_visible()
     assert CAPTION in execute(language, code, tmp_path)
     again = site.service.requests[1].task
     if isinstance(again, Chat):

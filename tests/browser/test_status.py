@@ -36,7 +36,7 @@ def card(page: Page, title: str) -> Locator:
 
 
 def tile(part: Locator, name: str) -> Locator:
-    return part.get_by_role("listitem").filter(has_text=name)
+    return part.get_by_role("listitem").filter(has=part.page.get_by_text(name, exact=True))
 
 
 def set_hidden(page: Page, is_hidden: bool) -> None:
@@ -45,19 +45,19 @@ def set_hidden(page: Page, is_hidden: bool) -> None:
 
 def test_the_newest_figures_are_shown(status: Page) -> None:
     server = card(status, "Server")
-    expect(tile(server, "Requests/s")).to_contain_text("1,080 in all")
-    expect(tile(server, "Errors/s")).to_contain_text("5 errors, 5 refused")
-    expect(tile(server, "Latency, median")).to_contain_text("361 ms")
-    expect(tile(server, "Latency, median")).to_contain_text("95% within 976 ms")
+    expect(tile(server, "Requests")).to_contain_text("1,080 in total")
+    expect(tile(server, "Errors")).to_contain_text("5 errors, 5 refused")
+    expect(tile(server, "Latency")).to_contain_text("361 ms")
     expect(tile(server, "Requests in flight").locator(".value")).to_contain_text("6")
     model = card(status, "moondream")
     expect(model).to_contain_text("Loaded")
     expect(model).to_contain_text("1 of 1 running")
     expect(model).to_contain_text("1 CPU, 0.25 GPU")
     expect(tile(model, "Picture cache hits")).to_contain_text("48.3%")
-    expect(tile(model, "Answers running")).to_contain_text("of 8 places")
+    expect(tile(model, "Answers running")).to_contain_text("up to 8 at once")
     jobs = card(status, "Jobs")
     expect(tile(jobs, "Failed")).to_contain_text("3")
+    expect(tile(jobs, "Ended")).to_contain_text("178 succeeded, 0 failed")
     row = card(status, "Deployments").get_by_role("row", name="Preprocessor")
     expect(row).to_contain_text("2 of 2 running")
 
@@ -65,10 +65,24 @@ def test_the_newest_figures_are_shown(status: Page) -> None:
 def test_a_plot_is_an_image_that_says_what_it_shows(status: Page) -> None:
     plots = card(status, "Server").get_by_role("img")
     expect(plots).to_have_count(8)
-    expect(plots.first).to_have_accessible_name("Requests/s: now 1, at most 2.4")
+    expect(plots.first).to_have_accessible_name("Requests: now 1/s, at most 2.4/s")
     line = plots.first.locator(".line").get_attribute("d") or ""
     assert line.count("L") == 88  # 90 moments, of which the first only begins the counts
     assert "NaN" not in line
+
+
+def test_the_lines_of_a_plot_are_named_in_their_colors(status: Page) -> None:
+    latency = tile(card(status, "Server"), "Latency")
+    names = latency.locator(".legend")
+    expect(names).to_have_text(["Median", "95% within 976 ms"])
+    lines = latency.locator(".line").evaluate_all(
+        "(lines) => lines.map((line) => getComputedStyle(line).stroke)"
+    )
+    colors = names.evaluate_all(
+        "(names) => names.map((name) => getComputedStyle(name, '::before').backgroundColor)"
+    )
+    assert colors == lines
+    assert len(set(colors)) == 2
 
 
 def test_a_gap_is_no_line(page: Page, site: Site) -> None:
@@ -120,8 +134,8 @@ def test_without_figures_the_models_are_shown(page: Page, site: Site) -> None:
 def test_right_after_the_start_it_says_when_figures_come(page: Page, site: Site) -> None:
     site.status.moments = site.status.moments[:1]
     open_status(page)
-    expect(page.get_by_text("The first figures come within half a minute.")).to_be_visible()
-    expect(page.get_by_role("img", name="Requests/s")).to_have_count(0)
+    expect(page.get_by_text("The first figures appear within half a minute.")).to_be_visible()
+    expect(page.get_by_role("img", name="Requests")).to_have_count(0)
 
 
 def test_the_ray_dashboard_is_linked_on_its_own_machine(status: Page, site: Site) -> None:
@@ -141,7 +155,7 @@ def test_figures_are_renewed_while_the_page_is_visible_and_only_then(
     page.clock.install()
     page.reload()
     open_status(page)
-    span = page.locator(".about", has_text="minutes;")
+    span = page.locator(".about", has_text="minutes.")
     expect(span).to_contain_text("Last 15 minutes")
     site.status.moments = site.status.moments[:45]
     page.clock.fast_forward(POLL_MS)
@@ -178,8 +192,8 @@ def test_a_server_that_is_away_is_told_and_the_last_figures_stay(
     page.clock.fast_forward(POLL_MS)
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("The server does not answer")
-    expect(alert).to_contain_text("these figures are of")
-    expect(tile(card(page, "Server"), "Requests/s")).to_contain_text("1,080 in all")
+    expect(alert).to_contain_text("These figures are from")
+    expect(tile(card(page, "Server"), "Requests")).to_contain_text("1,080 in total")
     page.unroute("**/api/v1/status")
     page.clock.fast_forward(POLL_MS)
     expect(alert).to_have_count(0)

@@ -379,7 +379,7 @@ def test_the_server_downloads_a_picture_from_an_address(browser: Browser) -> Non
             address = page.get_by_label("Web address of a picture")
             address.fill("cat.jpg")
             page.get_by_role("button", name="Load").click()
-            expect(page.get_by_role("alert")).to_contain_text("This is not a web address.")
+            expect(page.get_by_role("alert")).to_contain_text("This is not a web address:")
             address.fill(f"{site.url}playground/examples/dog.jpg")
             page.get_by_role("button", name="Load").click()
             expect(page.get_by_role("alert")).to_contain_text(
@@ -533,7 +533,9 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_complete_one(page: Page) -
     page.get_by_role("button", name="Shapes").click()
     wait_for_picture(page, "scene.png")
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text("The answer broke off")
+    expect(page.get_by_role("alert")).to_contain_text(
+        "The connection ended before the answer was complete."
+    )
     expect(page.get_by_test_id("answer")).to_have_text("half an")
 
 
@@ -563,7 +565,7 @@ def test_thoughts_are_shown_beside_the_answer(page: Page) -> None:
 
 def test_run_without_a_picture_or_a_question_says_what_is_missing(page: Page, site: Site) -> None:
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text("Pick a picture first.")
+    expect(page.get_by_role("alert")).to_contain_text("Choose a picture first.")
     give(page, "mine.png", draw(64, 48))
     wait_for_picture(page, "mine.png")
     choose_task(page, "Ask")
@@ -580,7 +582,7 @@ def test_a_server_that_has_stopped_gets_a_sentence(browser: Browser) -> None:
         wait_for_picture(page, "scene.png")
     run(page)
     expect(page.get_by_role("alert")).to_contain_text(
-        "The server does not answer. Check that it runs"
+        "The server does not answer. Check that it is running"
     )
     next(pages, None)
 
@@ -609,7 +611,7 @@ def test_a_server_that_hangs_counts_as_away_until_it_answers(page: Page) -> None
         page.reload()
     expect(state).to_have_text("Connecting…")
     page.clock.fast_forward(20_000)
-    expect(state).to_have_text("Server away")
+    expect(state).to_have_text("Server unreachable")
     page.clock.fast_forward(10_000)
     expect(state).to_have_text("Ready")
 
