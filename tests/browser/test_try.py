@@ -53,6 +53,11 @@ def wait_for_picture(page: Page, name: str) -> None:
     page.locator(f".frame img[alt*='{name}']:visible").wait_for()
 
 
+def wait_for_limits(page: Page) -> None:
+    """Return once the page knows the server's limits, which come with its settings."""
+    page.get_by_text("More settings").first.wait_for()
+
+
 def choose_task(page: Page, task: str) -> None:
     page.get_by_role("radio", name=task).check()
 
@@ -283,6 +288,7 @@ def test_only_models_that_can_do_a_task_are_offered(page: Page) -> None:
 def test_a_wrong_file_gets_a_sentence_and_is_not_sent(
     page: Page, site: Site, name: str, content: bytes, sentence: str
 ) -> None:
+    wait_for_limits(page)
     give(page, name, content)
     expect(page.get_by_role("alert")).to_contain_text(sentence)
     assert not site.service.pictures
@@ -295,6 +301,7 @@ def test_a_file_that_is_too_large_can_be_shrunk(page: Page, site: Site) -> None:
     output = io.BytesIO()
     Image.fromarray(noise).save(output, "PNG")
     assert output.tell() > MAX_BYTES
+    wait_for_limits(page)
     give(page, "noise.png", output.getvalue())
     expect(page.get_by_role("alert")).to_contain_text(
         "takes pictures up to 400 kB. Turn on “Shrink"
