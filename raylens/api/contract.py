@@ -21,7 +21,7 @@ _ERRORS = {
     400: "The request is invalid; the message names the field and the limit",
     401: "The key is missing or unknown",
     403: "The key, or the page that sends the request, may not do this",
-    404: "There is no such model, job, file or batch",
+    404: "There is no such model, job, file, batch or session",
     408: "The body did not arrive in time",
     409: "The request contradicts the current state",
     413: "The body or a picture is too large",
@@ -34,6 +34,8 @@ _ERRORS = {
     504: "The deadline passed before the answer was complete",
     507: "There is no room to store what was sent",
 }
+_MODEL_PATHS = ("/model/info", "/vram_status", "/v1/models/{name}", "/api/v1/pipeline/status")
+"""Routes that ask for a model, which may be unknown or not loaded."""
 _LIMITED = (429, 503, 507)
 """Statuses whose answers have ``Retry-After``."""
 
@@ -121,8 +123,7 @@ def _statuses(method: str, path: str, has_keys: bool) -> Iterator[int]:
         yield from (401, 403)
     if method != "GET":
         yield from (403, 408, 413, 415, 429, 503, 504)
-    is_of_jobs = path.startswith(JOB_PATHS)
-    if is_of_jobs:
+    if path.startswith(JOB_PATHS):
         yield from (404, 409, 503)
         if method in ("POST", "PUT"):
             yield from (429, 507)
@@ -130,7 +131,7 @@ def _statuses(method: str, path: str, has_keys: bool) -> Iterator[int]:
             yield 429
     elif method == "POST":
         yield from (404, 500)
-    elif path in ("/model/info", "/vram_status", "/v1/models/{name}", "/api/v1/pipeline/status"):
+    elif path in _MODEL_PATHS or path.endswith("/{session_id}"):
         yield from (404, 503)
 
 
