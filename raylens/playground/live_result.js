@@ -78,14 +78,14 @@ function summaryOf(result, subject) {
 
 function Figures({ session }) {
   const { live, result, duration, number } = strings
-  const { delayMs, fps, perSecond, dropped, bitsUp, bitsDown } = session.figures
+  const { delayMs, fps, perSecond, dropped, bitsUp, bitsDown, delays, model } = session.figures
   const entries = [
     [live.delay, delayMs !== null && duration(delayMs)],
     [live.fps, fps !== null && number(fps)],
     [live.perSecond, perSecond !== null && number(perSecond)],
     [live.dropped, dropped !== null && number(dropped)],
     [live.traffic, bitsUp !== null && live.bits(bitsUp, bitsDown)],
-    [result.model, session.result?.model],
+    [result.model, model],
   ].filter(([, value]) => value)
   if (entries.length === 0) return null
   return html`
@@ -99,7 +99,7 @@ function Figures({ session }) {
         `,
       )}
     </dl>
-    ${session.delays.length > 1 && html`<${Delays} values=${session.delays} />`}
+    ${delays.length > 1 && html`<${Delays} values=${delays} />`}
   `
 }
 

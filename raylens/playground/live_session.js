@@ -2,6 +2,7 @@
 // what has come.
 
 import { asShown, Lost, mayRetry } from './live_connection.js'
+import { LiveFigures } from './live_figures.js'
 import { featureOf, promptOf } from './live_settings.js'
 import { SocketConnection } from './live_socket.js'
 import { SourceError } from './live_source.js'
@@ -11,11 +12,8 @@ import { strings } from './strings.js'
 
 const MAX_ANSWERS = 50
 const MAX_EVENTS = 200
-const MAX_DELAYS = 60
 /** Messages that can be saved. */
 const MAX_LOG = 20_000
-const RATE_MS = 5000
-const MEASURE_MS = 1000
 const BACKOFF_S = [1, 2, 4, 8, 15]
 /** A connection that lasts for so long counts as one that works. */
 const STEADY_MS = 10_000
@@ -54,16 +52,7 @@ export class LiveSession {
   answers = []
   /** @type {{at: Date, event: any}[]} the newest first */
   events = []
-  /** @type {number[]} milliseconds from a frame to its result */
-  delays = []
-  figures = {
-    fps: null,
-    perSecond: null,
-    delayMs: null,
-    dropped: null,
-    bitsUp: null,
-    bitsDown: null,
-  }
+  figures = new LiveFigures()
   /** @type {any[]} what has come, to be saved */
   log = []
   #start
@@ -76,8 +65,6 @@ export class LiveSession {
   #lacksWebRtc = false
   /** As of performance.now(); infinite until it is live. */
   #liveSince = Number.POSITIVE_INFINITY
-  #resultTimes = []
-  #roundTripMs = 0
 
   /**
    * @param {Start} start
@@ -108,8 +95,12 @@ export class LiveSession {
     if (!this.isOpen) return
     const asked = this.#question
     this.#values = { ...this.#values, ...values }
-    if (this.#question !== asked) this.result = null
-    this.problem = null
+    if (this.#question !== asked) {
+      this.result = null
+      this.partial = ''
+    }
+    // An error about a frame lasts until a frame has none.
+    if (this.problem?.frame_id === undefined) this.problem = null
     this.#connection?.change(values)
     this.#onChange()
   }
@@ -172,7 +163,7 @@ export class LiveSession {
       this.annotated = connection.video
       this.error = null
       this.problem = null
-      this.#measure(connection)
+      this.figures.measure(connection, this.#onChange)
       this.#onChange()
       return await connection.ended
     } catch (error) {
@@ -269,43 +260,11 @@ export class LiveSession {
     this.result = result
     this.partial = ''
     this.#endProblem()
-    const now = performance.now()
-    const delayMs = result.timings.age_ms + this.#roundTripMs
-    this.delays = [...this.delays, delayMs].slice(-MAX_DELAYS)
-    this.#resultTimes = [...this.#resultTimes, now].filter((time) => now - time <= RATE_MS)
-    const { dropped } = result.frames
-    Object.assign(this.figures, { delayMs, dropped, perSecond: perSecond(this.#resultTimes) })
+    this.figures.add(result)
     if (result.text === undefined) return
     const { text } = result
     const [last] = this.answers
     if (last?.text === text) last.times += 1
     else this.answers = [{ at: new Date(), text, times: 1 }, ...this.answers].slice(0, MAX_ANSWERS)
   }
-
-  /** Measure what passes through a connection, as long as it is the current one. */
-  async #measure(connection) {
-    const { signal } = this.#abort
-    let last = null
-    while (!signal.aborted && this.#connection === connection) {
-      const at = performance.now()
-      const traffic = await connection.measure().catch(() => null)
-      if (traffic && last) {
-        const rate = (name) => (8000 * (traffic[name] - last[name])) / (at - last.at)
-        this.#roundTripMs = traffic.roundTripMs
-        const sent = (1000 * (traffic.frames - last.frames)) / (at - last.at)
-        const fps = this.result?.video_metadata?.measured_fps ?? sent
-        const [bitsUp, bitsDown] = [rate('bytesUp'), rate('bytesDown')]
-        Object.assign(this.figures, { fps, bitsUp, bitsDown })
-        this.#onChange()
-      }
-      last = traffic && { ...traffic, at }
-      await sleep(MEASURE_MS, signal)
-    }
-  }
-}
-
-/** Return results a second, of their times in milliseconds. */
-function perSecond(times) {
-  if (times.length < 2) return null
-  return (1000 * (times.length - 1)) / (times[times.length - 1] - times[0])
 }

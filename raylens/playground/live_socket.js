@@ -4,7 +4,7 @@
 import { deferred, Lost } from './live_connection.js'
 import { sleep } from './patience.js'
 import { takeFrame } from './pictures.js'
-import { asSentence, getKey, root } from './server.js'
+import { asSentence, explain, getKey, root } from './server.js'
 import { strings } from './strings.js'
 
 const PATH = 'api/v1/ws'
@@ -42,6 +42,10 @@ export class SocketConnection {
   #sent = 0
   #bytes = { bytesUp: 0, bytesDown: 0 }
   #lastError = null
+  /** What the server asks about frames: it may have refused the last question. */
+  #asked = ''
+  /** Whether the frame that waits for its answer was sent with an earlier question. */
+  #isOutdated = false
   #values
   #request
 
@@ -85,10 +89,11 @@ export class SocketConnection {
   }
 
   change(values) {
+    const before = this.#question
     this.#values = { ...this.#values, ...values }
-    if (this.#socket?.readyState !== WebSocket.OPEN) return
-    const { fields } = this.#request
-    this.#socket.send(JSON.stringify({ type: 'settings', ...settingsOf(fields, this.#values) }))
+    if (this.#question !== before) this.#isOutdated = true
+    if (this.#socket?.readyState === WebSocket.OPEN)
+      this.#socket.send(JSON.stringify({ type: 'settings', ...this.#settings }))
   }
 
   pause(isPaused) {
@@ -105,6 +110,14 @@ export class SocketConnection {
     this.#end.resolve(new Lost(''))
     this.#socket?.close()
     this.#camera.srcObject = null
+  }
+
+  get #settings() {
+    return settingsOf(this.#request.fields, this.#values)
+  }
+
+  get #question() {
+    return questionOf(this.#settings)
   }
 
   /** Those that the camera has shown. */
@@ -125,6 +138,7 @@ export class SocketConnection {
         if (this.#socket.readyState !== WebSocket.OPEN) return
         this.#answered = deferred()
         this.#isWaiting = true
+        this.#isOutdated = false
         this.#sentAt = performance.now()
         this.#sent += 1
         this.#bytes.bytesUp += frame.size
@@ -159,10 +173,12 @@ export class SocketConnection {
       const { error, code, status, field, frame } = message
       if (frame || SETTING_ERRORS.includes(status))
         onMessage({ type: 'error', error, code, status, field, frame_id: frame })
+    } else if (message.type === 'settings') {
+      this.#asked = questionOf(message.settings)
     } else if (message.frame && !message.replaced) {
       this.#text += message.response
-      if (message.done) onMessage(this.#resultOf(message))
-      else onMessage({ type: 'partial', text: this.#text })
+      if (!this.#isOutdated && this.#asked === this.#question)
+        onMessage(message.done ? this.#resultOf(message) : { type: 'partial', text: this.#text })
     }
     if (!message.done) return
     this.#text = ''
@@ -194,20 +210,20 @@ export class SocketConnection {
 
   /** @param {number} code with which the connection was closed */
   #lossOf(code) {
-    const { live, errors } = strings
+    const { live } = strings
     const status = code - STATUS
     const sentence = this.#lastError && asSentence(this.#lastError.error)
     const retryAfter = this.#lastError?.retry_after
     if (code === RESTART) return new Lost(live.restarts, { mayRetry: true, retryAfter })
-    if (status === 401 || status === 403) {
-      const message = getKey() ? errors.unknownKey : errors.missingKey
-      return new Lost(message, { needsKey: true })
-    }
+    if (status === 401 || status === 403)
+      return new Lost(explain(status, this.#lastError?.error ?? ''), { needsKey: true })
     if (status === 408) return new Lost(live.idle)
     const mayRetry = !NO_RETRY.includes(status)
     return new Lost(status > 0 && sentence ? sentence : live.interrupted, { mayRetry, retryAfter })
   }
 }
+
+const questionOf = ({ task, prompt }) => `${task} ${prompt}`
 
 /**
  * Return the settings of a WebSocket for those of a pipeline, by the hints of its schema.

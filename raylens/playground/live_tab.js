@@ -51,7 +51,7 @@ export function LiveTab(props) {
   const fields = useMemo(() => pipelineFields(pipeline), [pipeline])
   const values = allValues[pipeline?.id] ?? {}
   const isOpen = session?.isOpen ?? false
-  const answering = session?.result?.model || values.model || server?.models[0]
+  const answering = session?.figures.model || values.model || server?.models[0]
   const hasResults = featureOf(fields, values) !== undefined
   const look = () => viewOf(session, isMirrored, hasResults)
   const recording = useRecording(() => ({ video: video.current, view: look() }), isOpen)
@@ -184,7 +184,8 @@ function useRecording(look, isOpen) {
     setRecording(new Recording(() => latest.current(), onStop))
   }
   useEffect(() => {
-    if (!isOpen) recording?.stop()
+    if (isOpen) setSavedAs('')
+    else recording?.stop()
   }, [isOpen])
   return { startedAt: recording?.startedAt ?? null, savedAs, start, stop: () => recording.stop() }
 }

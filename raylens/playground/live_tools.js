@@ -97,7 +97,7 @@ export function Problem({ session, ownError, onKeyWanted }) {
   const isWaiting = session?.state === 'waiting'
   const error = ownError ?? session?.error
   const problem = session?.problem && !session.problem.field && session.problem
-  const waiting = () => html`${reasonOf(error)} <${Countdown} until=${session.retryAt} />`
+  const waiting = () => html`${error.reason ?? error.message} <${Countdown} until=${session.retryAt} />`
   return html`
     <${ErrorNotice} ...${{ error, onKeyWanted }} text=${isWaiting ? waiting() : undefined}>
       ${
@@ -118,12 +118,6 @@ export function Problem({ session, ownError, onKeyWanted }) {
       html`<${Notice} kind="error"><p>${live.frameFailed(asSentence(problem.error))}</p><//>`
     }
   `
-}
-
-/** Return why the page waits, without advice to try again. */
-function reasonOf(error) {
-  const detail = error.answer?.detail
-  return typeof detail === 'string' ? asSentence(detail) : error.message
 }
 
 function Countdown({ until }) {

@@ -26,11 +26,12 @@ export class ServerError extends Error {
     this.status = status
     this.answer = answer
     this.retryAfter = retryAfter
-    this.reason = status === 0 ? strings.errors.away : reason
+    this.reason = message === strings.errors.network ? strings.errors.away : reason
   }
 
+  /** Whether another key may help. */
   get needsKey() {
-    return this.status === 401 || this.status === 403
+    return this.status === 401 || isForbidden(this.status, detailOf(this.answer))
   }
 }
 
@@ -147,12 +148,21 @@ function detailOf(answer) {
   return answer.error?.message ?? answer.detail
 }
 
-/** @param {number} status @param {string} detail */
-function explain(status, detail) {
+/** Whether it is for want of another key: pages of other origins are refused with any. */
+function isForbidden(status, detail) {
+  return status === 403 && !String(detail).startsWith('Origin:')
+}
+
+/**
+ * Return an error as a sentence that says what to do.
+ * @param {number} status
+ * @param {string} detail the server's message
+ */
+export function explain(status, detail) {
   const { errors } = strings
   const sentence = asSentence(detail)
   if (status === 401) return getKey() ? errors.unknownKey : errors.missingKey
-  if (status === 403) return errors.forbidden(sentence)
+  if (isForbidden(status, detail)) return errors.forbidden(sentence)
   if (status === 413) return errors.tooLarge(sentence)
   if (status === 429) return errors.limit(sentence)
   if (status === 503) return errors.unavailable(sentence)

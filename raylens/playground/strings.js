@@ -56,6 +56,12 @@ const shortTime = (text) => {
   return (isToday(at) ? minute : minuteOfDay).format(at)
 }
 
+/** What was found, and where if `places` says so. */
+const found = (count, name, places = '') =>
+  count === 0
+    ? `No “${name}” found.`
+    : `${plural(count, 'match', 'matches')} for “${name}”${places}.`
+
 export const strings = {
   time,
   shortTime,
@@ -299,8 +305,7 @@ export const strings = {
     json: 'JSON',
     code: 'Code',
     reasoning: 'Reasoning',
-    found: (count, name) =>
-      count === 0 ? `No “${name}” found.` : `${plural(count, 'match', 'matches')} for “${name}”.`,
+    found,
     finding: (name, number) => `${name} #${number}`,
     boxAt: (box) => `left ${box.left}%, top ${box.top}%, ${box.width}% wide, ${box.height}% high`,
     pointAt: (point) => `left ${point.left}%, top ${point.top}%`,
@@ -486,10 +491,7 @@ export const strings = {
     waiting: 'Waiting for the server…',
     noResult: 'Press Start. Answers appear here as they come.',
     found: (numbers, name) =>
-      numbers.length === 0
-        ? `No “${name}” found.`
-        : `${plural(numbers.length, 'match', 'matches')} for “${name}”: ` +
-          `${numbers.map((number) => `#${number}`).join(', ')}.`,
+      found(numbers.length, name, `: ${numbers.map((number) => `#${number}`).join(', ')}`),
     waitingForResult: 'Waiting for an answer…',
     states: {
       idle: 'Not started',

@@ -170,15 +170,15 @@ function Progress({ uploads, jobs, onKeyWanted }) {
           `
         }
       </div>
-      ${uploads.hold && html`<${Hold} ...${{ uploads, onKeyWanted }} />`}
+      ${uploads.hold && html`<${Hold} hold=${uploads.hold} ...${{ uploads, onKeyWanted }} />`}
     </div>
   `
 }
 
-/** Why the upload waits, and until when. */
-function Hold({ uploads, onKeyWanted }) {
+/** Why the upload waits, and until when. `hold` may have ended by the time that the clock ticks. */
+function Hold({ hold, uploads, onKeyWanted }) {
   const { jobs: texts } = strings
-  const { error, until } = uploads.hold
+  const { error, until } = hold
   const seconds = Math.max(1, Math.ceil((until - useNow()) / 1000))
   if (error.needsKey) return html`<${ErrorNotice} ...${{ error, onKeyWanted }} />`
   return html`<${Notice} kind="note">

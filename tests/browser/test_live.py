@@ -81,14 +81,34 @@ def test_settings_change_while_it_runs(live: Locator, site: LiveSite) -> None:
     assert site.sessions.count == 1
 
 
-def test_an_answer_goes_with_its_question(live: Locator, site: LiveSite) -> None:
-    start(live)
-    expect(answer(live)).to_contain_text("“person”")
-    site.service.gate.clear()
-    live.get_by_label("Object to find").fill("cat")
-    expect(live.get_by_text("Waiting for an answer…")).to_be_visible()
-    site.service.gate.set()
-    expect(answer(live)).to_contain_text("“cat”")
+@pytest.mark.parametrize("has_webrtc", [True, False])
+def test_an_answer_goes_with_its_question(browser: Browser, has_webrtc: bool) -> None:
+    with visiting(browser, has_webrtc=has_webrtc) as (site, _, live):
+        start(live, WEBRTC if has_webrtc else SOCKET)
+        expect(answer(live)).to_contain_text("“person”")
+        note_answers(live)
+        site.service.gate.clear()
+        count = len(site.service.requests)
+        wait_until(lambda: len(site.service.requests) > count)  # about “person”
+        live.get_by_role("radio", name="Caption").check()
+        expect(live.get_by_text("Waiting for an answer…")).to_be_visible()
+        expect(live.locator(".figures")).to_contain_text("moondream")
+        site.service.gate.set()
+        expect(answer(live)).to_have_text(CAPTION)
+        assert "2 matches for “”: #1, #2." not in live.evaluate("window.answers")
+
+
+def note_answers(live: Locator) -> None:
+    """Have the page note each answer that it shows."""
+    live.evaluate("""(tab) => {
+      window.answers = []
+      const note = () => {
+        const shown = tab.querySelector('[data-testid=live-answer]')
+        if (shown) window.answers.push(shown.textContent)
+      }
+      const all = { subtree: true, childList: true, characterData: true }
+      new MutationObserver(note).observe(tab, all)
+    }""")
 
 
 def test_only_settings_with_an_effect_are_shown(live: Locator) -> None:
@@ -234,10 +254,16 @@ def test_without_webrtc_pictures_go_over_a_websocket(over_socket: tuple[LiveSite
 def test_a_setting_that_a_websocket_refuses_gets_a_sentence(
     over_socket: tuple[LiveSite, Locator],
 ) -> None:
-    _, live = over_socket
+    site, live = over_socket
     start(live, SOCKET)
+    expect(answer(live)).to_be_visible()
     live.get_by_label("Object to find").fill("")
     expect(live.locator(".settings").get_by_role("alert")).to_contain_text("Prompt: expected")
+    count = len(site.service.requests)
+    wait_until(lambda: len(site.service.requests) > count + 2)
+    expect(answer(live)).to_have_count(0)  # what the server still looks for is no longer asked
+    live.get_by_label("Object to find").fill("cat")
+    expect(answer(live)).to_contain_text("“cat”")
 
 
 @pytest.mark.parametrize("has_webrtc", [True, False])
@@ -258,6 +284,9 @@ def test_a_recording_can_be_played(browser: Browser, has_webrtc: bool) -> None:
         stream = probe(Path(download.path()))
         assert (stream["width"], stream["height"]) == (480, 360)
         assert int(stream["nb_read_frames"]) >= 5
+        stop(live)
+        start(live, WEBRTC if has_webrtc else SOCKET)
+        expect(live.get_by_text("Saved as")).to_have_count(0)
 
 
 def probe(video: Path) -> dict[str, Any]:

@@ -97,8 +97,8 @@ def test_a_session_that_is_idle_ends_with_a_sentence(browser: Browser) -> None:
         expect(live.locator(".state")).to_have_text("Ended")
 
 
-def write_key(file: Path, name: str, key: str) -> None:
-    file.write_text(json.dumps({"keys": [{"name": name, "hash": hash_key(key)}]}))
+def write_key(file: Path, name: str, key: str, **settings: object) -> None:
+    file.write_text(json.dumps({"keys": [{"name": name, "hash": hash_key(key), **settings}]}))
 
 
 @pytest.mark.parametrize("has_webrtc", [True, False])
@@ -116,6 +116,22 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
             write_key(keys, "you", "rl-yours")
             expect(live.get_by_role("alert")).to_contain_text("does not know this API key")
             expect(live.locator(".state")).to_have_text("Ended")
+
+
+def test_a_key_that_loses_its_scope_ends_the_session(browser: Browser, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    write_key(keys, "me", "rl-mine")
+    with visiting(browser, has_webrtc=False, auth={"keys_file": str(keys)}) as (_, page, live):
+        page.get_by_role("button", name="Enter key").click()
+        page.get_by_label("API key").fill("rl-mine")
+        page.get_by_label("API key").press("Enter")
+        start(live, SOCKET)
+        write_key(keys, "me", "rl-mine", scopes=["jobs"])
+        alert = live.get_by_role("alert")
+        expect(alert).to_contain_text(
+            "The server does not allow this. The key 'me' may not do this"
+        )
+        expect(alert.get_by_role("button", name="Enter key")).to_be_visible()
 
 
 def test_a_session_is_ended_with_the_key_that_began_it(browser: Browser) -> None:
@@ -185,6 +201,9 @@ def test_a_camera_that_is_unplugged_ends_the_session_and_another_one_can_be_chos
     stop(live)
     # Without the camera that was chosen, there is the default one.
     live.page.evaluate("""() => {
+      const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+      navigator.mediaDevices.getUserMedia = (constraints) =>
+        constraints.video.deviceId ? Promise.reject(new Error('it is gone')) : open(constraints)
       navigator.mediaDevices.enumerateDevices = () => Promise.resolve([])
       navigator.mediaDevices.dispatchEvent(new Event('devicechange'))
     }""")

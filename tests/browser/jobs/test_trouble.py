@@ -182,7 +182,8 @@ def test_older_jobs_are_loaded_and_what_fails_is_told(
             held.append(route)
             return
         newest = route.fetch().json()["jobs"][0]
-        copies = [{**newest, "id": f"{newest['id']}-{number}"} for number in range(99)]
+        ended = {**newest, "status": "succeeded"}
+        copies = [{**ended, "id": f"{newest['id']}-{number}"} for number in range(99)]
         route.fulfill(json={"jobs": [newest, *copies], "next_cursor": "older"})
 
     def answer(status: int) -> None:
@@ -210,6 +211,61 @@ def test_older_jobs_are_loaded_and_what_fails_is_told(
         answer(200)
         expect(page.get_by_text("101 jobs", exact=True)).to_be_visible()
         expect(pager.get_by_role("button", name="older")).to_have_count(0)
+
+
+def test_a_pause_that_ends_in_a_hidden_window_ends_there_too(page: Page, tmp_path: Path) -> None:
+    held: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if route.request.method != "POST":
+            route.continue_()
+        elif not held:
+            held.append(route)
+            route.fulfill(status=503, json={"error": "busy"}, headers={"Retry-After": "1"})
+        else:
+            held.append(route)
+
+    page.route("**/api/v1/jobs", answer)
+    drop(page, write(tmp_path, "one.png"))
+    expect(page.get_by_text("1 picture ready")).to_be_visible()
+    submit(page)
+    expect(page.get_by_text("The upload continues by itself")).to_be_visible()
+    # A hidden window gets no frames, but its timers run.
+    page.evaluate("""() => {
+      const frames = window.requestAnimationFrame
+      window.waiting = []
+      window.requestAnimationFrame = (callback) => window.waiting.push(callback)
+      window.show = () => {
+        window.requestAnimationFrame = frames
+        for (const callback of window.waiting) frames(callback)
+      }
+    }""")
+    wait_until(page, lambda: len(held) == 2)
+    page.wait_for_timeout(1100)  # a tick of the clock
+    page.evaluate("window.show()")
+    held.pop().continue_()
+    states(page, succeeded=1)
+    expect(page.get_by_text("The upload continues by itself")).to_have_count(0)
+
+
+def test_a_page_of_another_origin_is_told_so_at_once(page: Page, tmp_path: Path) -> None:
+    detail = "Origin: web pages from 'http://proxy.test' may not use this server"
+    page.route(
+        "**/api/v1/jobs",
+        lambda route: (
+            route.fulfill(status=403, json={"detail": detail})
+            if route.request.method == "POST"
+            else route.continue_()
+        ),
+    )
+    drop(page, write(tmp_path, "one.png"))
+    expect(page.get_by_text("1 picture ready")).to_be_visible()
+    submit(page)
+    page.get_by_text("1 file was refused").click()
+    expect(page.locator(".refusals li")).to_contain_text(
+        f"The server refused this request. {detail}."
+    )
+    expect(page.get_by_role("button", name="Enter key")).to_have_count(0)
 
 
 def test_a_full_disk_is_told_and_waited_for(browser: Browser, tmp_path: Path) -> None:
