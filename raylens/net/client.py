@@ -38,6 +38,7 @@ _PHRASES: tuple[tuple[type[Exception], str], ...] = (
     (ConnectionRefusedError, "connection refused"),
     (ConnectionError, "connection reset"),
     (ssl.SSLEOFError, _CLOSED),
+    (ssl.SSLZeroReturnError, _CLOSED),  # the same in older versions of Python
     (ssl.SSLError, "TLS handshake failed"),
 )
 """Phrases for kinds of errors, the narrower kind first."""
