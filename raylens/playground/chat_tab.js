@@ -1,6 +1,6 @@
 // The tab "Chat": a conversation about pictures and videos.
 
-import { html, useState } from './vendor/htm-preact.js'
+import { html, useEffect, useState } from './vendor/htm-preact.js'
 import { fromPicture, refusal } from './attachments.js'
 import { ChatLog } from './chat_log.js'
 import { ChatSettings } from './chat_settings.js'
@@ -51,10 +51,12 @@ export function ChatTab(props) {
   const problem = problemOf(earlier, draft, system, server?.limits ?? null, answering ?? '', info)
 
   const [isEarly, setEarly] = useState(false)
+  useEffect(() => setEarly(false), [isWorking])
   const send = () => {
     const { text, attachments, loading } = draft
-    setEarly(isWorking)
-    if (isWorking || loading > 0 || problem || (!text.trim() && attachments.length === 0)) return
+    const hasContent = text.trim() !== '' || attachments.length > 0
+    setEarly(isWorking && hasContent)
+    if (isWorking || loading > 0 || problem || !hasContent) return
     ask(earlier, { text, attachments }, settings)
     draft.finish()
     follow.follow()
@@ -87,7 +89,7 @@ export function ChatTab(props) {
       <${Composer}
         draft=${draft}
         ...${{ isWorking, problem }}
-        isEarly=${isEarly && isWorking}
+        isEarly=${isEarly}
         isEditing=${draft.isEditing}
         loading=${draft.loading}
         note=${noteOf(draft.attachments, answering, info)}

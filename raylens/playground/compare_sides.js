@@ -1,10 +1,10 @@
 // The two sides of a comparison: what they differ in, and the model, settings and run of each.
 
 import { useState } from './vendor/htm-preact.js'
-import { newRun } from './run.js'
+import { isOld, newRun } from './run.js'
 import { useRuns } from './runs.js'
-import { abilitiesOf, useFields } from './task_settings.js'
-import { asksTheSame, buildRequest, fieldsOf } from './tasks.js'
+import { abilitiesOf } from './task_settings.js'
+import { buildRequest, fieldsOf } from './tasks.js'
 import { ALL, contrastOf, MODEL, settingsOf, variantsOf } from './variants.js'
 
 /**
@@ -14,8 +14,7 @@ import { ALL, contrastOf, MODEL, settingsOf, variantsOf } from './variants.js'
  * both sides share
  */
 export function useSides(known, picture, settings) {
-  const { task, able, chosen, fields, values } = settings
-  const allFields = useFields(known)
+  const { task, able, chosen, allFields, fields, values, current } = settings
   const [wanted, setVariant] = useState('')
   const variants = variantsOf(able, fields)
   const variant = variants.some(({ id }) => id === wanted) ? wanted : variants[0].id
@@ -32,14 +31,16 @@ export function useSides(known, picture, settings) {
       own.map((field) => [field.name, state.values[field.name] ?? defaultOf(field)]),
     )
     const asked = fieldsOf(allFields, task, abilitiesOf(known.health, model))
-    const request = buildRequest(task, model, asked, { ...values, ...ownValues })
+    const allValues = { ...values, ...ownValues }
+    const request = buildRequest(task, model, asked, allValues)
+    const choice = { task, model: hasModels ? model : current.model, values: allValues }
     return {
       ...state,
       model,
       answering: model || able[0] || '',
       values: ownValues,
-      isOld: state.run !== null && !asksTheSame(state.run.request, request),
-      start: () => state.start(newRun(request, picture)),
+      isOld: isOld(state.run, allFields, choice),
+      start: () => state.start(newRun(request, picture, choice)),
     }
   }
   const sides = [useSide(picture), useSide(picture)].map(complete)

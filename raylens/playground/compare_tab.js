@@ -35,7 +35,7 @@ export function CompareTab(props) {
   /** Start sides, or say what is missing. */
   const start = (started) => {
     const missing = missingForRun(picture, settings, { server, schemas, serverError })
-    setError(missing)
+    setError(missing?.needsKey ? null : missing)
     if (!missing) started.forEach((side) => side.start())
   }
   const submit = (event) => {

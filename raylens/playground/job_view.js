@@ -106,7 +106,7 @@ export const NO_FILTER = { state: '', type: '', model: '', text: '' }
  * @param {Filter} filter its text is found as it is, but for quotes around it, and case
  */
 export function filterJobs(jobs, { state, type, model, text }) {
-  const wanted = text.trim().replace(/^["“](.+)["”]$/, '$1').toLowerCase()
+  const wanted = text.trim().replace(/^["“]|["”]$/g, '').toLowerCase()
   return jobs.filter((job) => {
     if (state && job.status !== state) return false
     if (type && job.job_type !== type) return false

@@ -2,7 +2,7 @@
 
 import { asSentence, eventsOf, send, ServerError } from './server.js'
 import { strings } from './strings.js'
-import { isText } from './tasks.js'
+import { asksTheSame, isText } from './tasks.js'
 
 /**
  * @typedef {object} Box
@@ -17,8 +17,8 @@ import { isText } from './tasks.js'
  * @property {number} id
  * @property {import('./tasks.js').Request} request
  * @property {import('./pictures.js').Picture | null} picture null for a chat
- * @property {{task: string, model: string, values: Record<string, any>} | null} settings of the
- * form that made the request
+ * @property {import('./tasks.js').Choice | null} settings of the form that made the request; null
+ * for a chat
  * @property {'working' | 'done' | 'failed' | 'stopped'} state
  * @property {string} text
  * @property {string} reasoning
@@ -73,6 +73,17 @@ export function newRun(request, picture, settings = null) {
     isCut: false,
     usage: null,
   }
+}
+
+/**
+ * Whether there is an answer, and something else has been chosen since.
+ * @param {Run | null} run
+ * @param {import('./form.js').Field[]} fields all of them
+ * @param {import('./tasks.js').Choice} choice the present one
+ */
+export function isOld(run, fields, choice) {
+  const hasAnswer = run?.text || run?.boxes.length || run?.points.length
+  return Boolean(hasAnswer) && !asksTheSame(fields, run.settings, choice)
 }
 
 /**

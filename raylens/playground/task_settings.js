@@ -37,12 +37,14 @@ export function useTaskSettings({ server, schemas, health }) {
     setModel,
     /** The model that would answer. */
     answering: chosen || able[0] || server?.models[0] || '',
+    allFields,
+    /** Those of the task. */
     fields,
     prompt: promptOf(fields),
     values,
     setValues,
     /** Those of a run, for whoever asks about the same again. */
-    current: { task, model: chosen, values },
+    current: { task, model, values },
     restore: (past) => {
       setTask(past.task)
       setModel(past.model)
@@ -124,7 +126,8 @@ export function missingSetting({ prompt, values }, { server, schemas }) {
 }
 
 /**
- * Return why there can be no run yet, as an error; null if there can.
+ * Return why there can be no run yet, as an error; null if there can. The page itself shows one that
+ * another key may mend.
  * @param {import('./pictures.js').Picture | null} picture
  * @param {ReturnType<typeof useTaskSettings>} settings
  * @param {{server: any, schemas: any, serverError: any}} known
@@ -132,9 +135,8 @@ export function missingSetting({ prompt, values }, { server, schemas }) {
 export function missingForRun(picture, settings, known) {
   const { run } = strings
   const missing = picture ? missingSetting(settings, known) : run.needsPicture
-  // The page itself says that a key is missing.
-  const isExplained = missing === run.notLoaded && known.serverError && !known.serverError.needsKey
-  return isExplained ? known.serverError : missing ? new Error(missing) : null
+  if (missing === run.notLoaded && known.serverError) return known.serverError
+  return missing ? new Error(missing) : null
 }
 
 /**

@@ -45,11 +45,13 @@ export function readSettings(schemas, server) {
  * @param {string[]} abilities
  */
 export function fieldsOf(fields, task, abilities) {
-  return fields.filter(({ hints }) => {
-    const isAsked = !hints.features || hints.features.includes(task)
-    return isAsked && (!hints.capability || abilities.includes(hints.capability))
-  })
+  return fields.filter(
+    ({ hints }) =>
+      isOfTask(hints, task) && (!hints.capability || abilities.includes(hints.capability)),
+  )
 }
+
+const isOfTask = ({ features }, task) => !features || features.includes(task)
 
 /**
  * Return the field of a task that must be filled in; undefined if there is none.
@@ -77,12 +79,22 @@ export function buildRequest(task, model, fields, values) {
 }
 
 /**
- * Whether two requests ask the same.
- * @param {Request} one
- * @param {Request} other
+ * What a user has chosen.
+ * @typedef {{task: Task, model: string, values: Record<string, any>}} Choice
  */
-export function asksTheSame(one, other) {
-  return JSON.stringify(one) === JSON.stringify(other)
+
+/**
+ * Whether two choices ask the same, whatever the server's models can do at the moment.
+ * @param {import('./form.js').Field[]} fields all of them
+ * @param {Choice} one
+ * @param {Choice} other
+ */
+export function asksTheSame(fields, one, other) {
+  const [first, second] = [one, other].map(({ task, model, values }) => {
+    const asked = fields.filter(({ hints }) => isOfTask(hints, task))
+    return JSON.stringify(buildRequest(task, model, asked, values))
+  })
+  return first === second
 }
 
 /**

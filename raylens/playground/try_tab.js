@@ -6,7 +6,7 @@ import { History } from './history.js'
 import { findingsOf } from './overlay.js'
 import { PictureInput } from './picture_input.js'
 import { Result } from './result.js'
-import { newRun } from './run.js'
+import { isOld, newRun } from './run.js'
 import { useRuns } from './runs.js'
 import { strings } from './strings.js'
 import {
@@ -16,7 +16,7 @@ import {
   useExamplePrompts,
   useTaskSettings,
 } from './task_settings.js'
-import { asksTheSame, buildRequest } from './tasks.js'
+import { buildRequest } from './tasks.js'
 
 const MAX_RUNS = 30
 
@@ -53,7 +53,7 @@ export function TryTab(props) {
     event?.preventDefault()
     if (run?.state === 'working') return
     const missing = missingForRun(picture, settings, { server, schemas, serverError })
-    setError(missing)
+    setError(missing?.needsKey ? null : missing)
     if (missing) return
     setActive(null)
     start(newRun(request, picture, settings.current))
@@ -123,7 +123,7 @@ export function TryTab(props) {
             title=${strings.result.title}
             empty=${strings.result.empty}
             ...${{ run, active, onKeyWanted }}
-            isOld=${run !== null && !asksTheSame(run.request, request)}
+            isOld=${isOld(run, settings.allFields, settings.current)}
             model=${settings.answering}
             onActive=${setActive}
             onRetry=${submit}

@@ -112,6 +112,7 @@ def test_a_message_during_an_answer_stays_and_says_why(page: Page, site: Site) -
     say(page, "Hello?")
     expect(answers(page)).to_have_text("a")
     hint = page.get_by_text("Wait for the answer or stop it")
+    message(page).press("Enter")
     expect(hint).to_have_count(0)
     say(page, "And then?")
     expect(hint).to_be_visible()

@@ -484,6 +484,17 @@ def test_an_earlier_answer_can_be_shown_again(page: Page) -> None:
     expect(past).to_have_count(0)
 
 
+def test_a_run_without_an_answer_does_not_become_old(page: Page, site: Site) -> None:
+    site.service.error = ModelFailed("out of memory")
+    page.get_by_role("button", name="Shapes").click()
+    wait_for_picture(page, "scene.png")
+    run(page)
+    expect(page.get_by_role("alert")).to_contain_text("Out of memory.")
+    choose_task(page, "Ask")
+    expect(page.get_by_label("Question")).to_be_visible()
+    expect(page.get_by_text("The settings have changed")).to_have_count(0)
+
+
 def test_preprocessing_is_shown_side_by_side_with_its_steps(page: Page, site: Site) -> None:
     site.service.warnings = ("denoise: skipped, it would take too long",)
     page.get_by_role("button", name="Shapes").click()
@@ -629,6 +640,10 @@ def test_a_missing_key_is_asked_for_and_kept_in_the_tab_only(browser: Browser) -
         for page in opened(browser, site.url):
             alert = page.get_by_role("alert")
             expect(alert).to_contain_text("This server needs an API key.")
+            page.get_by_role("button", name="Shapes").click()
+            wait_for_picture(page, "scene.png")
+            run(page)
+            expect(alert).to_contain_text("This server needs an API key.")  # once
             page.get_by_role("button", name="Enter key").click()
             field = page.get_by_label("API key")
             expect(field).to_be_focused()
