@@ -1,6 +1,6 @@
 // Forms rendered from a JSON schema with `ui` hints: a new field needs no change of the page.
 
-import { html } from './vendor/htm-preact.js'
+import { html, useState } from './vendor/htm-preact.js'
 import { strings } from './strings.js'
 
 const LONG_TEXT = 400
@@ -182,12 +182,11 @@ function inputOf(field, value, common, onChange) {
     return html`
       <div class="pair">
         <input type="range" ...${common} ...${bounds} value=${value} onInput=${onNumber} />
-        <input
-          type="number"
+        <${NumberInput}
           class="number"
           ...${bounds}
           value=${value}
-          onChange=${onNumber}
+          onNumber=${onNumber}
           aria-label=${strings.settings.valueOf(field.label)}
         />
       </div>
@@ -195,7 +194,7 @@ function inputOf(field, value, common, onChange) {
   }
   if (field.kind === 'number') {
     return html`
-      <input type="number" ...${common} ...${bounds} value=${value} onChange=${onNumber} />
+      <${NumberInput} ...${common} ...${bounds} value=${value} onNumber=${onNumber} />
     `
   }
   const text = {
@@ -210,5 +209,20 @@ function inputOf(field, value, common, onChange) {
     `
   return html`
     <input type="text" autocomplete="off" ...${text} />
+  `
+}
+
+/** Keeps what is typed until it is entered: a render meanwhile, as for a live result, would undo it. */
+function NumberInput({ value, onNumber, ...attributes }) {
+  const [typed, setTyped] = useState(null)
+  return html`
+    <input
+      type="number"
+      ...${attributes}
+      value=${typed ?? value}
+      onInput=${(event) => setTyped(event.target.value)}
+      onChange=${onNumber}
+      onBlur=${() => setTyped(null)}
+    />
   `
 }
