@@ -2,6 +2,7 @@
 #include "decode.h"
 
 #include "activations.h"
+#include "scratch.h"
 
 /* What the threads of a step share, all in its scratch memory. */
 typedef struct {
@@ -34,13 +35,6 @@ static size_t most_inputs_bytes(const Model *model, int rows) {
         most = max_size(most, inputs_bytes(&layer->down, rows));
     }
     return most;
-}
-
-/* Takes `bytes` from *used on, at a multiple of 64. */
-static void *take(char *memory, size_t *used, size_t bytes) {
-    void *taken = memory ? memory + *used : NULL;
-    *used += round_up(bytes, 64);
-    return taken;
 }
 
 /* Divides scratch memory. Returns its size; with `memory` NULL, only that. */

@@ -4,12 +4,6 @@
 #include "activations.h"
 #include "tiles.h"
 
-/* Panels of a tile, so that its sums fit into the registers. */
-INLINE int tile_panels(int rows) {
-    int fitting = REGISTER_TILE / rows;
-    return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
-}
-
 INLINE void finish(const Tile *tile, const Outputs *outputs, int rows, int panels,
                    f32x16 results[][TILE_ROWS]) {
     for (int p = 0; p < panels; p++) {
@@ -31,12 +25,7 @@ INLINE void finish(const Tile *tile, const Outputs *outputs, int rows, int panel
 
 INLINE void run_tile(const Tile *tile, const Outputs *outputs, int form, int rows, int panels) {
     f32x16 results[MAX_PANELS][TILE_ROWS];
-    switch (form) {
-        case FORM_F32: tile_f32(tile, rows, panels, results); break;
-        case FORM_BF16: tile_bf16(tile, rows, panels, results); break;
-        case FORM_INT8: tile_int8(tile, rows, panels, results); break;
-        default: tile_int4(tile, rows, panels, results); break;
-    }
+    tile_multiply(tile, form, rows, panels, results);
     finish(tile, outputs, rows, panels, results);
 }
 
@@ -77,6 +66,7 @@ INLINE void run_rows(Tile *tile, const Outputs *outputs, int form, int rows, int
 /* Weights are read once, if they stay in a core's cache while tile after tile of rows uses them. */
 INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                       const Member *member, int form) {
+    size_t depth = padded_inputs(layer);
     int panels = panel_count(layer);
     int end = share_end(member, panels);
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -85,7 +75,7 @@ INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const
         int end_panel = min_int(panel + step, end);
         for (int t = 0; t < tiles; t++) {
             int first = rows * t / tiles;
-            Tile tile = {layer, inputs, first, panel};
+            Tile tile = {layer, inputs, depth, depth, first, panel};
             run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
         }
     }
