@@ -63,20 +63,25 @@ INLINE void run_rows(Tile *tile, const Outputs *outputs, int form, int rows, int
     }
 }
 
+/* Rows below which a panel alone is multiplied about as fast as several. */
+enum { FEW_ROWS = 5 };
+
 /* Weights are read once, if they stay in a core's cache while tile after tile of rows uses them. */
 INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                       const Member *member, int form) {
     size_t depth = padded_inputs(layer);
-    int panels = panel_count(layer);
-    int end = share_end(member, panels);
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    int step = tile_panels((rows + tiles - 1) / tiles);
-    for (int panel = share_begin(member, panels); panel < end; panel += step) {
-        int end_panel = min_int(panel + step, end);
-        for (int t = 0; t < tiles; t++) {
-            int first = rows * t / tiles;
-            Tile tile = {layer, inputs, depth, depth, first, panel};
-            run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
+    int step = tile_panels((rows + tiles - 1) / tiles), smallest = rows < FEW_ROWS ? 1 : step;
+    for (;;) {
+        Range claim = team_claim(member, panel_count(layer), smallest);
+        if (claim.first == claim.end) return;
+        for (int panel = claim.first; panel < claim.end; panel += step) {
+            int end_panel = min_int(panel + step, claim.end);
+            for (int t = 0; t < tiles; t++) {
+                int first = rows * t / tiles;
+                Tile tile = {layer, inputs, depth, depth, first, panel};
+                run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
+            }
         }
     }
 }

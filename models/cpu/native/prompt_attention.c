@@ -229,27 +229,43 @@ static void attend_blocks(Head *head, int first, int last) {
     }
 }
 
-/* A member's share of all blocks of all heads of all sequences: a few runs of blocks of one head. */
-static void attend_share(const Member *member, const void *task) {
+static int block_total(const Attention *attention) {
+    int total = 0;
+    for (int s = 0; s < attention->num_sequences; s++)
+        total += attention->kv_heads * block_count(attention, &attention->sequences[s]);
+    return total;
+}
+
+/* Attends with a range of the blocks of all heads of all sequences: a few runs of one head's blocks. */
+static void attend_range(const Attention *attention, const Scratch *scratch, Range range) {
+    int before = 0;
+    for (int s = 0; s < attention->num_sequences; s++) {
+        const Sequence *sequence = &attention->sequences[s];
+        int blocks = block_count(attention, sequence), items = attention->kv_heads * blocks;
+        int end = min_int(range.end - before, items);
+        for (int item = range.first > before ? range.first - before : 0; item < end;) {
+            Head head = {attention, sequence, scratch, item / blocks, 0};
+            int stop = min_int(end, (head.kv_head + 1) * blocks);
+            attend_blocks(&head, item % blocks, stop - head.kv_head * blocks);
+            item = stop;
+        }
+        before += items;
+    }
+}
+
+/* The smallest claim: with fewer blocks, packing keys and values takes longer than attention. */
+enum { MIN_BLOCKS = 8 };
+
+static void attend_claims(const Member *member, const void *task) {
     const Attention *attention = task;
     Scratch scratch;
     size_t size = divide(attention, NULL, &scratch);
     divide(attention, (char *)attention->scratch + (size_t)member->index * size, &scratch);
-    int all = 0, before = 0;
-    for (int s = 0; s < attention->num_sequences; s++)
-        all += attention->kv_heads * block_count(attention, &attention->sequences[s]);
-    for (int s = 0; s < attention->num_sequences; s++) {
-        const Sequence *sequence = &attention->sequences[s];
-        int blocks = block_count(attention, sequence), items = attention->kv_heads * blocks;
-        int first = share_begin(member, all) - before;
-        int last = min_int(share_end(member, all) - before, items);
-        before += items;
-        for (int item = first > 0 ? first : 0; item < last;) {
-            Head head = {attention, sequence, &scratch, item / blocks, 0};
-            int stop = min_int(last, (head.kv_head + 1) * blocks);
-            attend_blocks(&head, item % blocks, stop - head.kv_head * blocks);
-            item = stop;
-        }
+    int total = block_total(attention);
+    for (;;) {
+        Range claim = team_claim(member, total, MIN_BLOCKS);
+        if (claim.first == claim.end) return;
+        attend_range(attention, &scratch, claim);
     }
 }
 
@@ -259,5 +275,5 @@ size_t attention_scratch_bytes(const Attention *attention) {
 }
 
 void attention_run(const Attention *attention) {
-    team_run(attention->threads, attend_share, attention);
+    team_run(attention->threads, attend_claims, attention);
 }
