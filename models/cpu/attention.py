@@ -30,7 +30,7 @@ class AttentionInput:
     key: Tensor
     """(keys, kv heads, head_dim). Consecutive query heads share a kv head."""
     value: Tensor
-    """The same, and as far apart in memory."""
+    """(keys, kv heads, head_dim)"""
     limits: Tensor | None = None
     """int32 (queries,): each attends to as many keys, at least one, from the first on. None: to
     all."""
@@ -73,8 +73,7 @@ def attend(library: Library, inputs: Sequence[AttentionInput]) -> Tensor:
 
 def _sequence(one: AttentionInput, target: Tensor) -> SequenceStruct:
     query, key, value = one.query, one.key, one.value
-    if query.stride(-1) != 1 or key.stride(-1) != 1 or key.stride() != value.stride():
-        raise ValueError(f"strides {query.stride()}, {key.stride()}, {value.stride()}")
+    assert {states.stride(-1) for states in (query, key, value)} == {1}
     return SequenceStruct(
         queries=query.data_ptr(),
         keys=key.data_ptr(),
@@ -85,6 +84,8 @@ def _sequence(one: AttentionInput, target: Tensor) -> SequenceStruct:
         query_head_stride=query.stride(1),
         key_stride=key.stride(0),
         key_head_stride=key.stride(1),
+        value_stride=value.stride(0),
+        value_head_stride=value.stride(1),
         num_queries=len(query),
         num_keys=len(key),
     )

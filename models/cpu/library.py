@@ -115,6 +115,8 @@ class SequenceStruct(Structure):
         ("query_head_stride", c_int64),
         ("key_stride", c_int64),
         ("key_head_stride", c_int64),
+        ("value_stride", c_int64),
+        ("value_head_stride", c_int64),
         ("num_queries", c_int32),
         ("num_keys", c_int32),
     )

@@ -79,21 +79,21 @@ static void pack_keys(const Head *head, const char *keys, size_t key_bytes, size
 }
 
 /* Values [key][head_dim] become a layer's weights, keys being its inputs. */
-static void pack_floats(const Head *head, const char *values, size_t key_bytes) {
+static void pack_floats(const Head *head, const char *values, size_t row_bytes) {
     float *target = head->scratch->values;
     int dim = head->attention->head_dim, padded = (int)padded_keys(head->num_keys);
     for (int first = 0; first < dim; first += LANES)
         for (int key = 0; key < padded; key++, target += LANES) {
             f32x16 lanes = f32x16_set(0.0f);
             if (key < head->num_keys)
-                lanes = f32x16_load_part((const float *)(values + (size_t)key * key_bytes) + first,
+                lanes = f32x16_load_part((const float *)(values + (size_t)key * row_bytes) + first,
                                          dim - first);
             f32x16_store(target, lanes);
         }
 }
 
 /* The same with pairs of keys. */
-static void pack_pairs(const Head *head, const char *values, size_t key_bytes) {
+static void pack_pairs(const Head *head, const char *values, size_t row_bytes) {
     uint16_t *target = head->scratch->values;
     int dim = head->attention->head_dim, padded = (int)padded_keys(head->num_keys);
     for (int first = 0; first < dim; first += LANES)
@@ -101,7 +101,7 @@ static void pack_pairs(const Head *head, const char *values, size_t key_bytes) {
             uint16_t pair[2][LANES] = {{0}};
             size_t bytes = (size_t)min_int(LANES, dim - first) * sizeof(uint16_t);
             for (int k = 0; k < 2 && key + k < head->num_keys; k++) {
-                const char *source = values + (size_t)(key + k) * key_bytes;
+                const char *source = values + (size_t)(key + k) * row_bytes;
                 memcpy(pair[k], source + (size_t)first * sizeof(uint16_t), bytes);
             }
             for (int lane = 0; lane < LANES; lane++) {
@@ -114,14 +114,15 @@ static void pack_pairs(const Head *head, const char *values, size_t key_bytes) {
 static void pack_head(const Head *head) {
     const Sequence *sequence = head->sequence;
     int is_bf16 = head->attention->is_bf16;
-    size_t value_bytes = is_bf16 ? sizeof(uint16_t) : sizeof(float);
-    size_t key_bytes = (size_t)sequence->key_stride * value_bytes;
-    size_t offset = (size_t)(head->kv_head * sequence->key_head_stride) * value_bytes;
-    pack_keys(head, (const char *)sequence->keys + offset, key_bytes, value_bytes);
+    size_t size = is_bf16 ? sizeof(uint16_t) : sizeof(float);
+    const char *keys = sequence->keys, *values = sequence->values;
+    keys += (size_t)(head->kv_head * sequence->key_head_stride) * size;
+    values += (size_t)(head->kv_head * sequence->value_head_stride) * size;
+    pack_keys(head, keys, (size_t)sequence->key_stride * size, size);
     if (is_bf16)
-        pack_pairs(head, (const char *)sequence->values + offset, key_bytes);
+        pack_pairs(head, values, (size_t)sequence->value_stride * size);
     else
-        pack_floats(head, (const char *)sequence->values + offset, key_bytes);
+        pack_floats(head, values, (size_t)sequence->value_stride * size);
 }
 
 /* Converts floats or bfloat16 into inputs of products: `count` of them, and zeros up to `padded`. */

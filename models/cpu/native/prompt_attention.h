@@ -11,7 +11,8 @@ typedef struct {
     void *target;                        /* [query][query head][head_dim], without gaps */
     const int32_t *limits; /* [query]: it attends to as many keys, the first ones; NULL: to all */
     int64_t query_stride, query_head_stride;
-    int64_t key_stride, key_head_stride; /* of the values, too */
+    int64_t key_stride, key_head_stride;
+    int64_t value_stride, value_head_stride;
     int32_t num_queries, num_keys;
 } Sequence;
 

@@ -73,6 +73,11 @@ Range team_claim(const Member *member, int count, int step) {
     return (Range){first, first + size};
 }
 
+Range team_claim_one(const Member *member, int count) {
+    int first = atomic_fetch_add(&member->barrier->claimed, 1);
+    return first < count ? (Range){first, first + 1} : (Range){count, count};
+}
+
 void team_run(int threads, Work *work, const void *task) {
     Barrier barrier = {0, 0, 0, 0};
     if (threads == 1) {

@@ -41,6 +41,8 @@ typedef struct {
  * A member that runs slowly, or lost its core for a while, claims less. The first claims are large,
  * so that a member reads memory in long runs, and the last ones small, so that all end together. */
 Range team_claim(const Member *member, int count, int step);
+/* The same, one item at a time. */
+Range team_claim_one(const Member *member, int count);
 
 /* The first of `count` items that are this member's share, and the first of the next member's. */
 static inline int share_begin(const Member *member, int count) {

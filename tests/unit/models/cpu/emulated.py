@@ -182,7 +182,9 @@ def _sequence(sequence: Any, attention: Any) -> Iterator[bytes]:
     queries += (attention.query_heads - 1) * sequence.query_head_stride + dim
     keys = (sequence.num_keys - 1) * sequence.key_stride
     keys += (attention.kv_heads - 1) * sequence.key_head_stride + dim
+    values = (sequence.num_keys - 1) * sequence.value_stride
+    values += (attention.kv_heads - 1) * sequence.value_head_stride + dim
     yield _array(sequence.queries, queries * value_bytes)
     yield _array(sequence.keys, keys * value_bytes)
-    yield _array(sequence.values, keys * value_bytes)
+    yield _array(sequence.values, values * value_bytes)
     yield _array(sequence.limits, sequence.num_queries * 4)
