@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from models.cpu.attention import AttentionInput, attend, attention_library
+from models.cpu.library import Library
 from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 from models.packed import CacheAddresses, PackedChunks, are_whole_prompts
@@ -48,9 +50,12 @@ class AttentionBackend:
         self.rope = RotaryEmbedding(rope, num_query_heads, shape)
         self.is_on_gpu = device.type == "cuda"
         self.has_flash = has_flash_attention(device, shape.dtype, shape.head_dim)
+        self._native = attention_library(device, shape.dtype, shape.head_dim)
 
     def prefill(self, chunks: Sequence[PrefillChunk], cos_sin: CosSin) -> PrefillAttention:
         """Return the fastest attention for these chunks, whose tokens are concatenated."""
+        if self._native is not None:
+            return NativePrefill(self, cos_sin, chunks, self._native)
         if not self.is_on_gpu:
             return BiasedPrefill(self, cos_sin, chunks)
         if self.has_flash and are_whole_prompts(chunks):
@@ -149,6 +154,40 @@ class PrefillAttention(CacheAttention):
     @abstractmethod
     def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
         """Attend to the rows after keys and values are written."""
+
+
+class NativePrefill(PrefillAttention):
+    """Attends with the kernels of :mod:`models.cpu`, which skip later tokens."""
+
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        cos_sin: CosSin,
+        chunks: Sequence[PrefillChunk],
+        library: Library,
+    ) -> None:
+        super().__init__(backend, cos_sin, chunks)
+        self._library = library
+        self._limits = [self._tokens_seen(chunk) for chunk in chunks]
+
+    @staticmethod
+    def _tokens_seen(chunk: PrefillChunk) -> Tensor:
+        """Return the number of tokens that each token attends to, int32 (tokens,)."""
+        end = chunk.start + len(chunk.token_ids)
+        limits = torch.arange(chunk.start + 1, end + 1, dtype=torch.int32)
+        prefix_len = chunk.bidirectional_prefix_len
+        limits[: max(0, prefix_len - chunk.start)] = prefix_len
+        return limits
+
+    def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
+        inputs = []
+        for chunk, tokens, row, limits in zip(
+            self.chunks, self.slices, self.kv_rows, self._limits, strict=True
+        ):
+            end = chunk.start + len(chunk.token_ids)
+            keys, values = row.layer_kv[layer][:, 0, :, :end].transpose(1, 2)
+            inputs.append(AttentionInput(query[tokens], keys, values, limits))
+        return attend(self._library, inputs).flatten(1)
 
 
 class BiasedPrefill(PrefillAttention):

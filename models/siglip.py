@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from models.cpu.attention import AttentionInput, attend, attention_library
 from models.graphs import GraphCache
 from models.linear import Linear
 from models.operations import apply_in_row_blocks, attention
@@ -112,17 +113,22 @@ class SiglipEncoder:
 
     def _run_layer(self, layer: SiglipLayer, states: Tensor, tiles: int) -> Tensor:
         """(tiles · patches, hidden) -> the same shape."""
-        qkv = layer.qkv(layer.norm1(states))
-        # (tiles, patches, 3, heads, head_dim) -> (3, tiles, heads, patches, head_dim)
-        split = qkv.unflatten(-1, (3, self.heads, -1)).unflatten(0, (tiles, -1))
-        heads_first = split.permute(2, 0, 3, 1, 4)
-        query, key, value = heads_first if states.is_cuda else heads_first.contiguous()
-        with _attention_backends(states.is_cuda):
-            attended = attention(query, key, value)
-        states = apply_in_row_blocks(
-            layer.out, attended.transpose(1, 2).flatten(0, 1).flatten(1), states
-        )
+        qkv = layer.qkv(layer.norm1(states)).unflatten(-1, (3, self.heads, -1))
+        states = apply_in_row_blocks(layer.out, self._attend(qkv, tiles), states)
         return apply_in_row_blocks(layer.mlp, states, states)
+
+    def _attend(self, qkv: Tensor, tiles: int) -> Tensor:
+        """(tiles · patches, 3, heads, head_dim) -> (tiles · patches, hidden)."""
+        library = attention_library(qkv.device, qkv.dtype, qkv.shape[-1])
+        if library is not None:
+            inputs = [AttentionInput(*tile.unbind(1)) for tile in qkv.chunk(tiles)]
+            return attend(library, inputs).flatten(1)
+        # (tiles, patches, 3, heads, head_dim) -> (3, tiles, heads, patches, head_dim)
+        heads_first = qkv.unflatten(0, (tiles, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads_first if qkv.is_cuda else heads_first.contiguous()
+        with _attention_backends(qkv.is_cuda):
+            attended = attention(query, key, value)
+        return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _finalize(self, states: Tensor, tiles: int) -> Tensor:
         """(tiles · patches, hidden) -> (tiles, patches, hidden), normalized."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.cpu.attention import AttentionInput, attend, attention_library
 from models.flash import SequenceBounds, flash_attention, has_flash_attention
 from models.operations import attention
 
@@ -34,6 +35,11 @@ def attend_within(spans: Spans, query: Tensor, key: Tensor, value: Tensor) -> Te
     """Attend within each span. All tensors, and the result, are (tokens, heads, head_dim)."""
     if has_flash_attention(query.device, query.dtype, query.shape[-1]):
         return flash_attention(query, key, value, spans.bounds, spans.bounds)
+    library = attention_library(query.device, query.dtype, query.shape[-1])
+    if library is not None:
+        sizes = [size for count, size in spans.groups for _ in range(count)]
+        parts = zip(*(states.split(sizes) for states in (query, key, value)), strict=True)
+        return attend(library, [AttentionInput(*part) for part in parts])
     attended: list[Tensor] = []
     first = 0
     for count, size in spans.groups:

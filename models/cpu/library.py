@@ -102,8 +102,43 @@ class StepStruct(Structure):
     )
 
 
+class SequenceStruct(Structure):
+    """``Sequence`` in ``native/prompt_attention.h``."""
+
+    _fields_ = (
+        ("queries", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("target", c_void_p),
+        ("limits", c_void_p),
+        ("query_stride", c_int64),
+        ("query_head_stride", c_int64),
+        ("key_stride", c_int64),
+        ("key_head_stride", c_int64),
+        ("value_stride", c_int64),
+        ("value_head_stride", c_int64),
+        ("num_queries", c_int32),
+        ("num_keys", c_int32),
+    )
+
+
+class AttentionStruct(Structure):
+    """``Attention`` in the same file."""
+
+    _fields_ = (
+        ("sequences", POINTER(SequenceStruct)),
+        ("scratch", c_void_p),
+        ("num_sequences", c_int32),
+        ("query_heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("is_bf16", c_int32),
+        ("threads", c_int32),
+    )
+
+
 class Library(Protocol):
-    """The exported functions, in ``native/linear.c`` and ``native/decode.c``."""
+    """The exported functions, in ``native/linear.c``, ``decode.c`` and ``prompt_attention.c``."""
 
     def linear_scratch_bytes(self, layer: object, rows: int) -> int: ...
     def linear_run(
@@ -119,6 +154,8 @@ class Library(Protocol):
     ) -> None: ...
     def decode_scratch_bytes(self, model: object, rows: int, length: int, threads: int) -> int: ...
     def decode_run(self, step: object) -> None: ...
+    def attention_scratch_bytes(self, attention: object) -> int: ...
+    def attention_run(self, attention: object) -> None: ...
 
 
 def open_library(path: Path) -> Library:
@@ -137,6 +174,10 @@ def open_library(path: Path) -> Library:
     library.decode_scratch_bytes.restype = c_size_t
     library.decode_run.argtypes = (POINTER(StepStruct),)
     library.decode_run.restype = None
+    library.attention_scratch_bytes.argtypes = (POINTER(AttentionStruct),)
+    library.attention_scratch_bytes.restype = c_size_t
+    library.attention_run.argtypes = (POINTER(AttentionStruct),)
+    library.attention_run.restype = None
     return library
 
 

@@ -6,6 +6,7 @@
 
 #include "activations.h"
 #include "decode.h"
+#include "softmax.h"
 
 enum { MAX_QUERIES = 4, MAX_CHUNKS = 4, MAX_PAIRS = MAX_HEAD_DIM / (2 * LANES) };
 
@@ -122,22 +123,6 @@ static void score_bf16(const Head *head, const float *queries, int count, size_t
     }
 }
 
-/* Turns scores into e^(score - highest). Returns their sum. */
-static float exponentials(float *scores, size_t count, size_t padded_count) {
-    for (size_t t = count; t < padded_count; t++) scores[t] = -INFINITY;
-    f32x16 highest = f32x16_load(scores);
-    for (size_t t = LANES; t < padded_count; t += LANES)
-        highest = f32x16_max(highest, f32x16_load(scores + t));
-    f32x16 peak = f32x16_set(f32x16_highest(highest));
-    f32x16 sum = f32x16_set(0.0f);
-    for (size_t t = 0; t < padded_count; t += LANES) {
-        f32x16 power = f32x16_exp(f32x16_sub(f32x16_load(scores + t), peak));
-        f32x16_store(scores + t, power);
-        sum = f32x16_add(sum, power);
-    }
-    return f32x16_sum(sum);
-}
-
 /* Averages up to 64 values of a head from `first`, weighted by the scores. */
 INLINE void average(const Head *head, const float *scores, size_t padded_length, int count,
                     int first, int chunks, const float *totals, float *target, int is_bf16) {
@@ -182,7 +167,7 @@ INLINE void attend_queries(const Head *head, const float *queries, int count, fl
         score_floats(head, queries, count, padded_length, scores);
     float totals[MAX_QUERIES];
     for (int q = 0; q < count; q++)
-        totals[q] = exponentials(scores + (size_t)q * padded_length, length, padded_length);
+        totals[q] = exponentials(scores + (size_t)q * padded_length, length, padded_length, 1.0f);
     int size = head->model->head_dim, first = 0;
     for (; first + MAX_CHUNKS * LANES <= size; first += MAX_CHUNKS * LANES)
         average(head, scores, padded_length, count, first, MAX_CHUNKS, totals, target, is_bf16);

@@ -1,18 +1,24 @@
-/* A decode step. Between two barriers, each thread works on its share of rows, heads or outputs. */
+/* A decode step. Between two barriers, threads divide rows, heads or outputs.
+ *
+ * A row or two are normed and prepared by every thread for itself: that takes less time than to divide
+ * the work and to wait for each other. */
 #include "decode.h"
 
 #include "activations.h"
+#include "scratch.h"
 
-/* What the threads of a step share, all in its scratch memory. */
+/* Rows up to which every thread prepares all. */
+enum { FEW_ROWS = 2 };
+
+/* A step's scratch memory, as one thread sees it. With few rows, prepared inputs are its own. */
 typedef struct {
-    float *qkv;      /* [row][outputs of qkv] */
-    float *attended; /* [row][query heads * head_dim] */
-    float *expanded; /* [row][outputs of up] */
-    float *normed;   /* [row][hidden] */
-    void *inputs;    /* of the linear layer that is next */
+    float *qkv;       /* [row][outputs of qkv] */
+    float *attended;  /* [row][query heads * head_dim] */
+    float *expanded;  /* [row][outputs of up] */
+    float *row;       /* one row, normed or gated; the thread's own */
+    void *inputs;     /* of the linear layer that is next */
     void *mlp_inputs; /* of a parallel MLP, prepared beside those of qkv */
-    float *attention; /* [thread][attend_scratch_floats] */
-    size_t attention_floats;
+    float *attention; /* [attend_scratch_floats], the thread's own */
 } Scratch;
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
@@ -36,29 +42,28 @@ static size_t most_inputs_bytes(const Model *model, int rows) {
     return most;
 }
 
-/* Takes `bytes` from *used on, at a multiple of 64. */
-static void *take(char *memory, size_t *used, size_t bytes) {
-    void *taken = memory ? memory + *used : NULL;
-    *used += round_up(bytes, 64);
-    return taken;
+/* Takes `bytes` for each of `copies`. Returns the one at `index`. */
+static void *take_copy(char *memory, size_t *used, size_t bytes, int copies, int index) {
+    size_t size = round_up(bytes, 64);
+    return (char *)take(memory, used, size * (size_t)copies) + size * (size_t)index;
 }
 
-/* Divides scratch memory. Returns its size; with `memory` NULL, only that. */
-static size_t divide(const Model *model, int rows, int64_t length, int threads, char *memory,
-                     Scratch *scratch) {
+/* Divides scratch memory for the thread `index`. Returns its size; with `memory` NULL, only that. */
+static size_t divide(const Model *model, int rows, int64_t length, int threads, int index,
+                     char *memory, Scratch *scratch) {
     size_t used = 0, count = (size_t)rows, dim = (size_t)model->head_dim;
-    size_t heads = (size_t)model->query_heads;
-    size_t qkv = heads + 2 * (size_t)model->kv_heads;
+    size_t heads = (size_t)model->query_heads, hidden = (size_t)model->hidden;
+    size_t qkv = heads + 2 * (size_t)model->kv_heads, up = (size_t)widest_up(model);
     size_t inputs = most_inputs_bytes(model, rows);
+    int copies = rows <= FEW_ROWS ? threads : 1, copy = rows <= FEW_ROWS ? index : 0;
     scratch->qkv = take(memory, &used, count * qkv * dim * sizeof(float));
     scratch->attended = take(memory, &used, count * heads * dim * sizeof(float));
-    scratch->expanded = take(memory, &used, count * (size_t)widest_up(model) * sizeof(float));
-    scratch->normed = take(memory, &used, count * (size_t)model->hidden * sizeof(float));
-    scratch->inputs = take(memory, &used, inputs);
-    scratch->mlp_inputs = take(memory, &used, inputs);
-    scratch->attention_floats = round_up(attend_scratch_floats(model, length), LANES);
-    scratch->attention =
-        take(memory, &used, (size_t)threads * scratch->attention_floats * sizeof(float));
+    scratch->expanded = take(memory, &used, count * up * sizeof(float));
+    scratch->row = take_copy(memory, &used, max_size(hidden, up) * sizeof(float), threads, index);
+    scratch->inputs = take_copy(memory, &used, inputs, copies, copy);
+    scratch->mlp_inputs = take_copy(memory, &used, inputs, copies, copy);
+    scratch->attention = take_copy(
+        memory, &used, attend_scratch_floats(model, length) * sizeof(float), threads, index);
     return used;
 }
 
@@ -71,33 +76,43 @@ static int64_t longest(const Step *step) {
 
 size_t decode_scratch_bytes(const Model *model, int rows, int64_t length, int threads) {
     Scratch scratch;
-    return divide(model, rows, length, threads, NULL, &scratch);
+    return divide(model, rows, length, threads, 0, NULL, &scratch);
 }
 
-/* Norms each row of the member's share, and prepares it for one linear layer or two. */
+/* The rows that a member prepares. */
+static Range rows_to_prepare(const Step *step, const Member *member) {
+    if (step->num_rows <= FEW_ROWS) return (Range){0, step->num_rows};
+    return (Range){share_begin(member, step->num_rows), share_end(member, step->num_rows)};
+}
+
+/* Waits until all rows are prepared. */
+static void finish_preparing(const Step *step, const Member *member) {
+    if (step->num_rows > FEW_ROWS) team_barrier(member);
+}
+
+/* Norms rows, and prepares them for one linear layer or two. */
 static void norm_and_prepare(const Step *step, const Scratch *scratch, const Member *member,
                              const Norm *norm, const Linear *linear, const Linear *second) {
-    int hidden = step->model->hidden, rows = step->num_rows;
-    Inputs inputs = inputs_at(scratch->inputs, linear, rows);
-    for (int row = share_begin(member, rows); row < share_end(member, rows); row++) {
-        float *normed = scratch->normed + (size_t)row * (size_t)hidden;
-        norm_row(norm, step->states + (size_t)row * (size_t)hidden, normed);
-        inputs_prepare(&inputs, linear, row, normed, 0);
+    Range rows = rows_to_prepare(step, member);
+    Inputs inputs = inputs_at(scratch->inputs, linear, step->num_rows);
+    for (int row = rows.first; row < rows.end; row++) {
+        norm_row(norm, step->states + (size_t)row * (size_t)step->model->hidden, scratch->row);
+        inputs_prepare(&inputs, linear, row, scratch->row, 0);
         if (!second) continue;
-        Inputs second_inputs = inputs_at(scratch->mlp_inputs, second, rows);
-        inputs_prepare(&second_inputs, second, row, normed, 0);
+        Inputs second_inputs = inputs_at(scratch->mlp_inputs, second, step->num_rows);
+        inputs_prepare(&second_inputs, second, row, scratch->row, 0);
     }
-    team_barrier(member);
+    finish_preparing(step, member);
 }
 
 /* Prepares rows of floats for a linear layer. */
 static void prepare(const Step *step, const Scratch *scratch, const Member *member,
-                    const Linear *linear, const float *rows) {
+                    const Linear *linear, const float *floats) {
+    Range rows = rows_to_prepare(step, member);
     Inputs inputs = inputs_at(scratch->inputs, linear, step->num_rows);
-    int end = share_end(member, step->num_rows);
-    for (int row = share_begin(member, step->num_rows); row < end; row++)
-        inputs_prepare(&inputs, linear, row, rows + (size_t)row * (size_t)linear->inputs, 0);
-    team_barrier(member);
+    for (int row = rows.first; row < rows.end; row++)
+        inputs_prepare(&inputs, linear, row, floats + (size_t)row * (size_t)linear->inputs, 0);
+    finish_preparing(step, member);
 }
 
 /* Computes a linear layer of prepared inputs. Adds to `target` if `adds`. */
@@ -109,52 +124,66 @@ static void multiply(const Step *step, const Member *member, const Linear *linea
     team_barrier(member);
 }
 
-/* Attends with each (row, kv head) of the member's share. */
-static void attend_all(const Step *step, const Scratch *scratch, const Member *member, int layer) {
+/* Attends with one kv head of a row, and the query heads that share it. */
+static void attend_head(const Step *step, const Scratch *scratch, int layer, int index,
+                        int kv_head) {
     const Model *model = step->model;
     int dim = model->head_dim, kv_heads = model->kv_heads, heads = model->query_heads;
     int per_kv_head = heads / kv_heads;
-    size_t row_floats = (size_t)(heads + 2 * kv_heads) * (size_t)dim;
-    int items = step->num_rows * kv_heads;
-    float *memory = scratch->attention + (size_t)member->index * scratch->attention_floats;
-    for (int item = share_begin(member, items); item < share_end(member, items); item++) {
-        int index = item / kv_heads, kv_head = item % kv_heads;
-        const Row *row = &step->rows[index];
-        const float *qkv = scratch->qkv + (size_t)index * row_floats;
-        size_t half = (size_t)index * (size_t)(dim / 2);
-        const Arena *arena = &step->arenas[row->arena];
-        int64_t offset = row->index * arena->row_bytes + kv_head * arena->head_bytes;
-        Head head = {model, step->cos + half, step->sin + half, arena->keys[layer] + offset,
-                     arena->values[layer] + offset, row->length};
-        float *target = scratch->attended + (size_t)index * (size_t)(heads * dim);
-        attend(&head, qkv + kv_head * per_kv_head * dim, qkv + (heads + kv_head) * dim,
-               qkv + (heads + kv_heads + kv_head) * dim, memory,
-               target + kv_head * per_kv_head * dim);
+    const Row *row = &step->rows[index];
+    const float *qkv = scratch->qkv + (size_t)index * (size_t)(heads + 2 * kv_heads) * (size_t)dim;
+    size_t half = (size_t)index * (size_t)(dim / 2);
+    const Arena *arena = &step->arenas[row->arena];
+    int64_t offset = row->index * arena->row_bytes + kv_head * arena->head_bytes;
+    Head head = {model, step->cos + half, step->sin + half, arena->keys[layer] + offset,
+                 arena->values[layer] + offset, row->length};
+    float *target = scratch->attended + (size_t)index * (size_t)(heads * dim);
+    attend(&head, qkv + kv_head * per_kv_head * dim, qkv + (heads + kv_head) * dim,
+           qkv + (heads + kv_heads + kv_head) * dim, scratch->attention,
+           target + kv_head * per_kv_head * dim);
+}
+
+/* Rows may be of very different lengths: members claim their heads one by one. */
+static void attend_all(const Step *step, const Scratch *scratch, const Member *member, int layer) {
+    int kv_heads = step->model->kv_heads, count = step->num_rows * kv_heads;
+    for (;;) {
+        Range claim = team_claim_one(member, count);
+        if (claim.first == claim.end) break;
+        attend_head(step, scratch, layer, claim.first / kv_heads, claim.first % kv_heads);
     }
     team_barrier(member);
 }
 
-/* Replaces the gates [width] of a row of gates and values [2 * width] with silu(gate) * value. */
-static void gate_row(float *row, int width) {
+/* silu(gate) * value, of gates [width] and then values [width]. */
+static void gate_row(const float *row, int width, float *target) {
     for (int i = 0; i < width; i += LANES) {
         int count = width - i;
         f32x16 gates = f32x16_silu(f32x16_load_part(row + i, count));
         f32x16 values = f32x16_load_part(row + width + i, count);
-        f32x16_store_part(row + i, f32x16_mul(gates, values), count);
+        f32x16_store_part(target + i, f32x16_mul(gates, values), count);
     }
+}
+
+/* Gates rows, and prepares them for a linear layer. */
+static void gate_and_prepare(const Step *step, const Scratch *scratch, const Member *member,
+                             const Linear *linear) {
+    Range rows = rows_to_prepare(step, member);
+    Inputs inputs = inputs_at(scratch->inputs, linear, step->num_rows);
+    int width = linear->inputs;
+    for (int row = rows.first; row < rows.end; row++) {
+        gate_row(scratch->expanded + (size_t)row * 2 * (size_t)width, width, scratch->row);
+        inputs_prepare(&inputs, linear, row, scratch->row, 0);
+    }
+    finish_preparing(step, member);
 }
 
 /* The product that ends an MLP, of what `up` expanded. */
 static void contract(const Step *step, const Scratch *scratch, const Member *member,
                      const Layer *layer) {
-    int rows = step->num_rows, width = layer->up.outputs;
-    Inputs inputs = inputs_at(scratch->inputs, &layer->down, rows);
-    for (int row = share_begin(member, rows); row < share_end(member, rows); row++) {
-        float *expanded = scratch->expanded + (size_t)row * (size_t)width;
-        if (layer->gated) gate_row(expanded, width / 2);
-        inputs_prepare(&inputs, &layer->down, row, expanded, 0);
-    }
-    team_barrier(member);
+    if (layer->gated)
+        gate_and_prepare(step, scratch, member, &layer->down);
+    else
+        prepare(step, scratch, member, &layer->down, scratch->expanded);
     multiply(step, member, &layer->down, scratch->inputs, step->states, 1);
 }
 
@@ -178,7 +207,8 @@ static void run_step(const Member *member, const void *task) {
     const Step *step = task;
     const Model *model = step->model;
     Scratch scratch;
-    divide(model, step->num_rows, longest(step), step->threads, step->scratch, &scratch);
+    divide(model, step->num_rows, longest(step), step->threads, member->index, step->scratch,
+           &scratch);
     for (int layer = 0; layer < model->num_layers; layer++)
         run_layer(step, &scratch, member, layer);
     norm_and_prepare(step, &scratch, member, &model->norm, &model->head, NULL);

@@ -4,12 +4,6 @@
 #include "activations.h"
 #include "tiles.h"
 
-/* Panels of a tile, so that its sums fit into the registers. */
-INLINE int tile_panels(int rows) {
-    int fitting = REGISTER_TILE / rows;
-    return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
-}
-
 INLINE void finish(const Tile *tile, const Outputs *outputs, int rows, int panels,
                    f32x16 results[][TILE_ROWS]) {
     for (int p = 0; p < panels; p++) {
@@ -31,12 +25,7 @@ INLINE void finish(const Tile *tile, const Outputs *outputs, int rows, int panel
 
 INLINE void run_tile(const Tile *tile, const Outputs *outputs, int form, int rows, int panels) {
     f32x16 results[MAX_PANELS][TILE_ROWS];
-    switch (form) {
-        case FORM_F32: tile_f32(tile, rows, panels, results); break;
-        case FORM_BF16: tile_bf16(tile, rows, panels, results); break;
-        case FORM_INT8: tile_int8(tile, rows, panels, results); break;
-        default: tile_int4(tile, rows, panels, results); break;
-    }
+    tile_multiply(tile, form, rows, panels, results);
     finish(tile, outputs, rows, panels, results);
 }
 
@@ -74,19 +63,25 @@ INLINE void run_rows(Tile *tile, const Outputs *outputs, int form, int rows, int
     }
 }
 
+/* Rows below which a panel alone is multiplied about as fast as several. */
+enum { FEW_ROWS = 5 };
+
 /* Weights are read once, if they stay in a core's cache while tile after tile of rows uses them. */
 INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                       const Member *member, int form) {
-    int panels = panel_count(layer);
-    int end = share_end(member, panels);
+    size_t depth = padded_inputs(layer);
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    int step = tile_panels((rows + tiles - 1) / tiles);
-    for (int panel = share_begin(member, panels); panel < end; panel += step) {
-        int end_panel = min_int(panel + step, end);
-        for (int t = 0; t < tiles; t++) {
-            int first = rows * t / tiles;
-            Tile tile = {layer, inputs, first, panel};
-            run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
+    int step = tile_panels((rows + tiles - 1) / tiles), smallest = rows < FEW_ROWS ? 1 : step;
+    for (;;) {
+        Range claim = team_claim(member, panel_count(layer), smallest);
+        if (claim.first == claim.end) return;
+        for (int panel = claim.first; panel < claim.end; panel += step) {
+            int end_panel = min_int(panel + step, claim.end);
+            for (int t = 0; t < tiles; t++) {
+                int first = rows * t / tiles;
+                Tile tile = {layer, inputs, depth, depth, first, panel};
+                run_rows(&tile, outputs, form, rows * (t + 1) / tiles - first, end_panel);
+            }
         }
     }
 }

@@ -58,7 +58,7 @@ Inputs inputs_at(void *memory, const Linear *layer, int rows);
 void inputs_prepare(const Inputs *inputs, const Linear *layer, int index, const void *row,
                     int is_bf16);
 
-/* Computes a member's share of the outputs, for all rows. A row's result doesn't depend on the other
+/* Computes the outputs that a member claims, for all rows. A row's result doesn't depend on the other
  * rows. */
 void linear_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                   const Member *member);

@@ -102,7 +102,10 @@ INLINE i32x16 dot_nibbles(i32x16 sum, bytes64 inputs, bytes64 weights) {
 /* Inputs of bfloat16 products are rounded to bfloat16: two of them are multiplied at a time. */
 typedef uint16_t bf16_input;
 typedef bytes64 bf16_input_pair;
-INLINE void bf16_inputs_store(bf16_input *target, f32x16 a) { f32x16_store_bf16(target, a); }
+/* Values below 2^-126 become 0, as which `dot_bf16` would take them. */
+INLINE void bf16_inputs_store(bf16_input *target, f32x16 a) {
+    _mm256_storeu_si256((__m256i *)target, (__m256i)_mm512_cvtneps_pbh(a));
+}
 /* The same pair in every lane. */
 INLINE bf16_input_pair bf16_input_pair_repeat(const bf16_input *pair) {
     return bytes64_repeat(pair);

@@ -12,7 +12,9 @@
 
 typedef struct {
     atomic_int waiting;
+    atomic_int sleeping;
     atomic_uint generation;
+    atomic_int claimed; /* items of the work since the last barrier */
 } Barrier;
 
 typedef struct {
@@ -28,6 +30,19 @@ void team_run(int threads, Work *work, const void *task);
 
 /* Returns once every member has called it. */
 void team_barrier(const Member *member);
+
+typedef struct {
+    int first, end;
+} Range;
+
+/* Claims the next of `count` items, a multiple of `step` of them but at the end. Returns an empty range
+ * once all are claimed. Between two barriers, a team divides one kind of items so.
+ *
+ * A member that runs slowly, or lost its core for a while, claims less. The first claims are large,
+ * so that a member reads memory in long runs, and the last ones small, so that all end together. */
+Range team_claim(const Member *member, int count, int step);
+/* The same, one item at a time. */
+Range team_claim_one(const Member *member, int count);
 
 /* The first of `count` items that are this member's share, and the first of the next member's. */
 static inline int share_begin(const Member *member, int count) {

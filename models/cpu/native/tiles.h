@@ -13,6 +13,8 @@ enum { MAX_PANELS = 4, PREFETCH_BYTES = 512 };
 typedef struct {
     const Linear *layer;
     const Inputs *inputs;
+    size_t panel_inputs; /* that a panel holds */
+    size_t depth;        /* inputs that are multiplied: the first ones */
     int first_row;
     int first_panel;
 } Tile;
@@ -34,14 +36,14 @@ INLINE const unsigned char *input_row(const Tile *tile, int row) {
 
 /* f32: [panel][input][16] floats */
 INLINE void tile_f32(const Tile *tile, int rows, int panels, f32x16 sums[][TILE_ROWS]) {
-    size_t inputs = padded_inputs(tile->layer);
+    size_t inputs = tile->panel_inputs;
     const float *weights = (const float *)tile->layer->weights +
                            (size_t)tile->first_panel * inputs * LANES;
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++)
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) sums[p][m] = f32x16_set(0.0f);
-    for (size_t i = 0; i < inputs; i++) {
+    for (size_t i = 0; i < tile->depth; i++) {
         size_t ahead = prefetch_distance(i * 64, inputs * 64, panels);
         f32x16 w[MAX_PANELS];
 #pragma GCC unroll 4
@@ -61,14 +63,14 @@ INLINE void tile_f32(const Tile *tile, int rows, int panels, f32x16 sums[][TILE_
 
 /* bf16: [panel][pair of inputs][16][2] bfloat16 */
 INLINE void tile_bf16(const Tile *tile, int rows, int panels, f32x16 sums[][TILE_ROWS]) {
-    size_t pairs = padded_inputs(tile->layer) / 2;
+    size_t pairs = tile->panel_inputs / 2;
     const uint16_t *weights = (const uint16_t *)tile->layer->weights +
                               (size_t)tile->first_panel * pairs * 2 * LANES;
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++)
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) sums[p][m] = f32x16_set(0.0f);
-    for (size_t i = 0; i < pairs; i++) {
+    for (size_t i = 0; i < tile->depth / 2; i++) {
         size_t ahead = prefetch_distance(i * 64, pairs * 64, panels);
         bytes64 w[MAX_PANELS];
 #pragma GCC unroll 4
@@ -89,7 +91,7 @@ INLINE void tile_bf16(const Tile *tile, int rows, int panels, f32x16 sums[][TILE
 
 /* int8: [panel][four inputs][16][4] bytes */
 INLINE void tile_int8(const Tile *tile, int rows, int panels, f32x16 results[][TILE_ROWS]) {
-    size_t fours = padded_inputs(tile->layer) / 4;
+    size_t fours = tile->panel_inputs / 4;
     const int8_t *weights = (const int8_t *)tile->layer->weights +
                             (size_t)tile->first_panel * fours * 4 * LANES;
     i32x16 sums[MAX_PANELS][TILE_ROWS];
@@ -132,7 +134,7 @@ INLINE void tile_int8(const Tile *tile, int rows, int panels, f32x16 results[][T
 /* int4: [panel][eight inputs][16][4] bytes: the first four inputs in the low nibbles, the next four
  * in the high ones, each 8 above its value */
 INLINE void tile_int4(const Tile *tile, int rows, int panels, f32x16 results[][TILE_ROWS]) {
-    size_t eights = padded_inputs(tile->layer) / 8;
+    size_t eights = tile->panel_inputs / 8;
     size_t groups = (size_t)tile->inputs->groups;
     size_t group_eights = (size_t)tile->layer->group / 8;
     const uint8_t *weights = (const uint8_t *)tile->layer->weights +
@@ -188,6 +190,22 @@ INLINE void tile_int4(const Tile *tile, int rows, int panels, f32x16 results[][T
 #pragma GCC unroll 4
         for (int p = 0; p < panels; p++) results[p][m] = f32x16_mul(results[p][m], row_scale);
     }
+}
+
+INLINE void tile_multiply(const Tile *tile, int form, int rows, int panels,
+                          f32x16 results[][TILE_ROWS]) {
+    switch (form) {
+        case FORM_F32: tile_f32(tile, rows, panels, results); break;
+        case FORM_BF16: tile_bf16(tile, rows, panels, results); break;
+        case FORM_INT8: tile_int8(tile, rows, panels, results); break;
+        default: tile_int4(tile, rows, panels, results); break;
+    }
+}
+
+/* Panels of a tile, so that its sums fit into the registers. */
+INLINE int tile_panels(int rows) {
+    int fitting = REGISTER_TILE / rows;
+    return fitting >= 4 ? 4 : fitting >= 2 ? 2 : 1;
 }
 
 #endif

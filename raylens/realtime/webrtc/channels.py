@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from raylens.core.errors import InvalidRequest, PayloadTooLarge, RaylensError
@@ -19,7 +19,7 @@ MAX_BUFFERED = 64 * 1024
 """Bytes that aiortc may hold for a client that reads too slowly."""
 LOW_BUFFERED = 16 * 1024
 MAX_WAITING = 16
-"""Messages that wait beside these. The oldest are dropped."""
+"""Messages that wait beside these. The oldest result is dropped first."""
 MAX_MESSAGE_CHARS = 64 * 1024
 """Of a message from the client."""
 
@@ -37,16 +37,54 @@ class DataChannel(Protocol):
     def on(self, event: str, listener: Callable[..., Any]) -> Any: ...
 
 
+@dataclass(frozen=True)
+class Message:
+    text: str
+    is_result: bool = False
+    """A newer result makes up for it. Nothing makes up for an event or an error."""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Message:
+        """Raises ``TypeError`` or ``ValueError`` if the fields aren't JSON."""
+        return cls(_to_text(fields), fields.get("type") == "result")
+
+
+class Backlog:
+    """The last messages that wait for a client, in order."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: Message) -> None:
+        if len(self._messages) >= MAX_WAITING:
+            results = (i for i, waiting in enumerate(self._messages) if waiting.is_result)
+            del self._messages[next(results, 0)]
+            self.dropped += 1
+        self._messages.append(message)
+
+    def take(self) -> Message:
+        return self._messages.pop(0)
+
+
 class Outlet:
     """Messages to one data channel. They never pile up: if the client doesn't read, old ones are
-    dropped."""
+    dropped, results first."""
 
     def __init__(self, channel: DataChannel) -> None:
         self._channel = channel
-        self._waiting: deque[str] = deque()
-        self.dropped = 0
+        self._waiting = Backlog()
+        self._too_large = 0
         channel.bufferedAmountLowThreshold = LOW_BUFFERED
         channel.on("bufferedamountlow", self._flush)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the client hasn't got."""
+        return self._waiting.dropped + self._too_large
 
     @property
     def is_open(self) -> bool:
@@ -57,20 +95,17 @@ class Outlet:
         """Whether everything has been handed to the network."""
         return not self._waiting and self._channel.bufferedAmount == 0
 
-    def send(self, text: str) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self.dropped += 1
-        self._waiting.append(text)
+    def send(self, message: Message) -> None:
+        self._waiting.put(message)
         self._flush()
 
     def _flush(self) -> None:
         while self._waiting and self.is_open and self._channel.bufferedAmount < MAX_BUFFERED:
-            text = self._waiting.popleft()
+            message = self._waiting.take()
             try:
-                self._channel.send(text)
+                self._channel.send(message.text)
             except ValueError as error:  # larger than what the client takes
-                self.dropped += 1
+                self._too_large += 1
                 self._channel.send(_to_text(error_message(PayloadTooLarge(str(error)))))
 
 
@@ -87,7 +122,7 @@ class Channels:
         self._change = change
         self._pause = pause
         self._outlets: dict[str, Outlet] = {}
-        self._early: deque[str] = deque(maxlen=MAX_WAITING)
+        self._early = Backlog()
 
     @property
     def dropped(self) -> int:
@@ -108,22 +143,22 @@ class Channels:
         if label == PARAMETERS:
             channel.on("message", lambda message: self.receive(message, outlet))
         while self._early:
-            outlet.send(self._early.popleft())
+            outlet.send(self._early.take())
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, fields: Mapping[str, Any]) -> None:
         """Send a result or an event."""
-        text = _to_text(message)
+        message = Message.of(fields)
         outlet = self._outlets.get(RESULTS) or self._outlets.get(PARAMETERS)
         if outlet is None:
-            self._early.append(text)
+            self._early.put(message)
         else:
-            outlet.send(text)
+            outlet.send(message)
 
-    def send_everywhere(self, message: Mapping[str, Any]) -> None:
+    def send_everywhere(self, fields: Mapping[str, Any]) -> None:
         """Send an event about the session itself to every channel that is open."""
         for outlet in self._outlets.values():
             if outlet.is_open:
-                outlet.send(_to_text(message))
+                outlet.send(Message.of(fields))
 
     def receive(self, message: str | bytes, outlet: Outlet) -> None:
         """Apply a message with parameters. Errors go back to where it came from."""
@@ -135,10 +170,10 @@ class Channels:
             if paused is not None:
                 self._pause(paused)
         except RaylensError as error:
-            outlet.send(_to_text(error_message(error)))
+            outlet.send(Message.of(error_message(error)))
         except Exception:
             logger.exception("parameters could not be applied")
-            outlet.send(_to_text(error_message(INTERNAL_ERROR)))
+            outlet.send(Message.of(error_message(INTERNAL_ERROR)))
 
 
 def parse_parameters(message: str | bytes) -> dict[str, Any]:

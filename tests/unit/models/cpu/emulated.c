@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "decode.h"
+#include "prompt_attention.h"
 
 enum { MAX_ARENAS = 8 };
 
@@ -120,10 +121,32 @@ static void run_decode(void) {
         for (size_t i = 0; i < 2 * num_layers; i++) write_all(arenas[a].keys[i], size[a]);
 }
 
+static void run_attention(void) {
+    Attention attention;
+    read_exactly(&attention, sizeof attention);
+    size_t count = (size_t)attention.num_sequences;
+    size_t size = (size_t)(attention.query_heads * attention.head_dim) * (attention.is_bf16 ? 2 : 4);
+    Sequence *sequences = allocate(count * sizeof(Sequence));
+    for (size_t s = 0; s < count; s++) {
+        read_exactly(&sequences[s], sizeof(Sequence));
+        sequences[s].queries = read_array(NULL);
+        sequences[s].keys = read_array(NULL);
+        sequences[s].values = read_array(NULL);
+        sequences[s].limits = read_array(NULL);
+        sequences[s].target = allocate((size_t)sequences[s].num_queries * size);
+    }
+    attention.sequences = sequences;
+    attention.scratch = allocate(attention_scratch_bytes(&attention));
+    attention_run(&attention);
+    for (size_t s = 0; s < count; s++)
+        write_all(sequences[s].target, (size_t)sequences[s].num_queries * size);
+}
+
 int main(void) {
-    if (read_int())
-        run_decode();
-    else
-        run_linear();
+    switch (read_int()) {
+        case 0: run_linear(); break;
+        case 1: run_decode(); break;
+        default: run_attention();
+    }
     return 0;
 }

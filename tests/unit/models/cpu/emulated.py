@@ -19,7 +19,7 @@ from models.cpu.library import FORM_INT4, FORM_INT8, INPUT_STEP, LANES
 COMPILER = "aarch64-linux-gnu-gcc"
 EMULATOR = "qemu-aarch64"
 _RUNNER = Path(__file__).with_name("emulated.c")
-_LINEAR, _DECODE = range(2)
+_LINEAR, _DECODE, _ATTENTION = range(3)
 _WEIGHT_BITS = (32, 16, 8, 4)
 """Bits of a weight in each form."""
 
@@ -96,6 +96,23 @@ class EmulatedLibrary:
             ctypes.memmove(address, written[start : start + size], size)
             start += size
 
+    def attention_scratch_bytes(self, attention: Any) -> int:
+        return 0
+
+    def attention_run(self, attention: Any) -> None:
+        call = attention._obj
+        sequences = call.sequences[: call.num_sequences]
+        written = self._call(
+            struct.pack("i", _ATTENTION),
+            bytes(call),
+            *(part for sequence in sequences for part in _sequence(sequence, call)),
+        )
+        start = 0
+        for sequence in sequences:
+            size = sequence.num_queries * call.query_heads * call.head_dim * _value_bytes(call)
+            ctypes.memmove(sequence.target, written[start : start + size], size)
+            start += size
+
     def _call(self, *parts: bytes) -> bytes:
         result = subprocess.run(
             [EMULATOR, str(self._runner)],
@@ -152,3 +169,22 @@ def _arena(arena: Any, row_count: int, model: Any) -> Iterator[bytes]:
     for addresses in (arena.keys, arena.values):
         for address in addresses[: model.num_layers]:
             yield _array(address, arena.row_bytes * row_count)
+
+
+def _value_bytes(attention: Any) -> int:
+    return 2 if attention.is_bf16 else 4
+
+
+def _sequence(sequence: Any, attention: Any) -> Iterator[bytes]:
+    yield bytes(sequence)
+    dim, value_bytes = attention.head_dim, _value_bytes(attention)
+    queries = (sequence.num_queries - 1) * sequence.query_stride
+    queries += (attention.query_heads - 1) * sequence.query_head_stride + dim
+    keys = (sequence.num_keys - 1) * sequence.key_stride
+    keys += (attention.kv_heads - 1) * sequence.key_head_stride + dim
+    values = (sequence.num_keys - 1) * sequence.value_stride
+    values += (attention.kv_heads - 1) * sequence.value_head_stride + dim
+    yield _array(sequence.queries, queries * value_bytes)
+    yield _array(sequence.keys, keys * value_bytes)
+    yield _array(sequence.values, values * value_bytes)
+    yield _array(sequence.limits, sequence.num_queries * 4)

@@ -14,6 +14,7 @@ from raylens.realtime.webrtc.channels import (
     MAX_MESSAGE_CHARS,
     MAX_WAITING,
     Channels,
+    Message,
     Outlet,
 )
 
@@ -154,7 +155,7 @@ def test_a_client_that_does_not_read_gets_the_newest_results_later() -> None:
     outlet = Outlet(channel)
     message = {"pad": "x" * 1000}
     for number in range(1000):
-        outlet.send(json.dumps(message | {"n": number}))
+        outlet.send(Message.of(message | {"n": number}))
         assert channel.bufferedAmount < MAX_BUFFERED + 2000
     buffered = len(channel.sent)
     assert not outlet.is_empty
@@ -165,11 +166,35 @@ def test_a_client_that_does_not_read_gets_the_newest_results_later() -> None:
     assert outlet.is_empty
 
 
+def test_results_are_dropped_before_events() -> None:
+    channel = FakeChannel(is_stopped=True)
+    outlet = Outlet(channel)
+    while outlet.is_empty or channel.bufferedAmount < MAX_BUFFERED:
+        outlet.send(Message.of({"type": "result", "pad": "x" * 1000}))
+    outlet.send(Message.of({"type": "recovered", "frame_id": 1}))
+    for number in range(1000):
+        outlet.send(Message.of({"type": "result", "n": number}))
+    buffered = len(channel.sent)
+    channel.resume()
+    event, *results = channel.sent[buffered:]
+    assert event == {"type": "recovered", "frame_id": 1}
+    assert [result["n"] for result in results] == list(range(1001 - MAX_WAITING, 1000))
+
+
+def test_events_without_end_are_bounded_too() -> None:
+    channel = FakeChannel(is_stopped=True)
+    outlet = Outlet(channel)
+    for number in range(100_000):
+        outlet.send(Message.of({"type": "event", "n": number}))
+    channel.resume()
+    assert outlet.dropped == 100_000 - len(channel.sent) > 90_000
+
+
 def test_a_result_that_is_too_large_becomes_an_error() -> None:
     channel = FakeChannel()
     outlet = Outlet(channel)
-    outlet.send(json.dumps({"text": "x" * 3 * MAX_BUFFERED}))
-    outlet.send(json.dumps({"n": 1}))
+    outlet.send(Message.of({"text": "x" * 3 * MAX_BUFFERED}))
+    outlet.send(Message.of({"n": 1}))
     assert [message.get("type") for message in channel.sent] == ["error", None]
 
 
