@@ -40,6 +40,9 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
     changes.setProblem(missing)
     if (!missing) uploads.submit(toJobRequest(settings, options))
   }
+  useEffect(() => {
+    if (chosen.length > 0) changes.setProblem('')
+  }, [chosen.length])
   const open = (id) => {
     changes.setProblem('')
     setOpenId(id)

@@ -33,29 +33,35 @@ export function PictureInput(props) {
   const [isLoading, setLoading] = useState(false)
   const [panel, setPanel] = useState('')
   const chooser = useRef(null)
+  // How to read the picture again, at another size: the one shown, or one that was too large.
+  const latest = useRef(null)
   const { picture: texts } = strings
   const limits = server?.limits ?? null
 
-  /** Show what `load` returns, and errors as sentences. */
-  const take = async (load, example) => {
+  /** Show what `load` returns for a longest side, and errors as sentences. */
+  const take = async (load, example, longest = side) => {
     setLoading(true)
     onError(null)
     try {
-      onPicture(await load(), example)
+      const next = await load(longest)
+      latest.current = { load, shown: next }
+      onPicture(next, example)
     } catch (error) {
-      onError(asPictureError(error))
+      const mayShrink = longest === null && error instanceof TooLargeError
+      if (mayShrink) latest.current = { load, shown: picture }
+      onError(mayShrink ? new PictureError(texts.shrinkFirst(error.message)) : asPictureError(error))
     }
     setLoading(false)
   }
-  /** Raise the error about a file, with advice if shrinking may help. */
-  const advise = (error) => {
-    if (side !== null || !(error instanceof TooLargeError)) throw error
-    throw new PictureError(texts.shrinkFirst(error.message))
-  }
-  const takeBlob = (blob, name) => take(() => readAny(blob, name, limits, side).catch(advise))
+  const takeBlob = (blob, name) => take((longest) => readAny(blob, name, limits, longest))
   const takeAddress = (text) => take(() => readAddress(text))
-  const takeExample = (example) =>
-    take(() => readExample(example.file, limits, side), example.id)
+  const takeExample = ({ file, id }) => take((longest) => readExample(file, limits, longest), id)
+  /** Shrink what comes, and the picture at hand unless it came from elsewhere, as by an address. */
+  const chooseSide = (longest) => {
+    setSide(longest)
+    const { load, shown } = latest.current ?? {}
+    if (load && shown === picture && !shown?.address) take(load, undefined, longest)
+  }
   const takeFiles = async (files) => {
     if (files.length === 0) return
     await takeBlob(files[0], files[0].name || texts.pasted)
@@ -118,7 +124,7 @@ export function PictureInput(props) {
         </button>
         <label class="inline">
           ${texts.shrink}
-          <select onChange=${(event) => setSide(Number(event.target.value) || null)}>
+          <select onChange=${(event) => chooseSide(Number(event.target.value) || null)}>
             <option value="">${texts.shrinkOff}</option>
             ${SHRINK_SIDES.map(
               (pixels) => html`

@@ -236,7 +236,7 @@ export const strings = {
     shrink: 'Shrink before upload',
     shrinkOff: 'Off',
     shrinkTo: (side) => `to ${side} px`,
-    shrinkFirst: (reason) => `${reason} Turn on “Shrink before upload”, and choose it again.`,
+    shrinkFirst: (reason) => `${reason} Turn on “Shrink before upload” to use a smaller copy.`,
     take: 'Take picture',
     cancel: 'Cancel',
     cameraTitle: 'Camera',
@@ -293,7 +293,7 @@ export const strings = {
 
   result: {
     title: 'Result',
-    empty: 'Press Run. The answer appears here, word by word.',
+    empty: 'Choose a picture and press Run. The answer appears here, word by word.',
     working: 'Waiting for the first token…',
     workingFindings: 'Looking…',
     stopped: 'Stopped.',
@@ -357,7 +357,7 @@ export const strings = {
     start: 'Run both',
     stop: 'Stop both',
     sides: ['A', 'B'],
-    empty: 'Press Run both. The answers appear here.',
+    empty: 'Choose a picture and press Run both. The answers appear here.',
     atOnce: 'Both run at the same time, and share the server.',
     incomplete: 'Two answers to the same task are needed to compare them.',
     copy: 'Copy both as JSON',
@@ -424,7 +424,7 @@ export const strings = {
           : `Takes ${plural(pictures, 'picture', 'pictures')} in a chat.`,
         frames === null
           ? 'Reads videos.'
-          : `Reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each.`,
+          : `Sees ${plural(frames, 'frame', 'frames')} of each video.`,
       ].join(' '),
     framesOnly: (model, frames) =>
       `${model} reads no videos: it gets ${plural(frames, 'frame', 'frames')} of each, as ` +

@@ -69,10 +69,10 @@ export function TryTab(props) {
     setActive(null)
   }
   const answer = useRef(null)
-  // On a phone, the answer is below the button that asks for it.
+  // On a phone, the answer is below the button that asks for it, and grows as it comes.
   useEffect(() => {
-    if (run?.state === 'working') answer.current.scrollIntoView({ block: 'nearest' })
-  }, [run])
+    if (run) answer.current.scrollIntoView({ block: 'nearest' })
+  }, [run, run?.state])
 
   return html`
     <div class="columns try" hidden=${!isShown} onKeyDown=${onKeyDown}>

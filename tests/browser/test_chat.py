@@ -419,7 +419,7 @@ def test_a_model_that_takes_one_picture_says_so_before_sending(page: Page, site:
     open_chat(page)
     page.locator("#chat-model").select_option("moondream")
     settings = page.locator(".chat .settings")
-    expect(settings).to_contain_text("Takes 1 picture in a chat. Reads no videos: it gets 1 frame")
+    expect(settings).to_contain_text("Takes 1 picture in a chat. Sees 1 frame of each video.")
     attach(page, CLIP)
     expect(page.get_by_text("moondream reads no videos: it gets 1 frame")).to_be_visible()
     attach(page, SCENE)

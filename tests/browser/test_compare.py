@@ -41,6 +41,7 @@ def run_both(page: Page) -> None:
 def test_two_models_answer_at_the_same_time_word_by_word(page: Page, site: Site) -> None:
     open_tab(page)
     site.service.gate.clear()
+    site.service.pause_s = 0.01  # an answer of a few milliseconds shows no tokens/s
     run_both(page)
     for index in (0, 1):
         expect(answer(page, index)).to_have_text("a")  # both before either goes on

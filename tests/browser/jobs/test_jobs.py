@@ -93,6 +93,7 @@ def test_submit_says_what_is_missing(page: Page, site: Site, tmp_path: Path) -> 
     expect(page.get_by_role("alert")).to_contain_text("Drop or choose pictures first.")
     drop(page, write(tmp_path, "one.png"))
     expect(page.get_by_text("1 picture ready")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
     choose_task(page, "Ask")
     submit(page)
     expect(page.get_by_role("alert")).to_contain_text("Fill in “Question” first.")
