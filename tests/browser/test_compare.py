@@ -30,7 +30,7 @@ def answer(page: Page, index: int) -> Locator:
 
 def open_tab(page: Page) -> None:
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Shapes").click()
+    page.locator(".compare").get_by_role("button", name="Shapes").click()
     page.locator(".compare .frame img[alt*='scene.png']").wait_for()
 
 
