@@ -176,7 +176,7 @@ class NativePrefill(PrefillAttention):
         end = chunk.start + len(chunk.token_ids)
         limits = torch.arange(chunk.start + 1, end + 1, dtype=torch.int32)
         prefix_len = chunk.bidirectional_prefix_len
-        limits[: max(0, prefix_len - chunk.start)] = prefix_len
+        limits[: max(0, prefix_len - chunk.start)] = min(prefix_len, end)
         return limits
 
     def attend_to_rows(self, layer: int, query: Tensor, kv: Tensor) -> Tensor:
