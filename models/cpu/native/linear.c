@@ -64,14 +64,14 @@ INLINE void run_rows(Tile *tile, const Outputs *outputs, int form, int rows, int
 }
 
 /* Rows below which a panel alone is multiplied about as fast as several. */
-enum { FEW_ROWS = 5 };
+enum { SINGLE_PANEL_ROWS = 5 };
 
 /* Weights are read once, if they stay in a core's cache while tile after tile of rows uses them. */
 INLINE void run_share(const Linear *layer, const Inputs *inputs, int rows, const Outputs *outputs,
                       const Member *member, int form) {
     size_t depth = padded_inputs(layer);
     int tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
-    int step = tile_panels((rows + tiles - 1) / tiles), smallest = rows < FEW_ROWS ? 1 : step;
+    int step = tile_panels((rows + tiles - 1) / tiles), smallest = rows < SINGLE_PANEL_ROWS ? 1 : step;
     for (;;) {
         Range claim = team_claim(member, panel_count(layer), smallest);
         if (claim.first == claim.end) return;

@@ -14,7 +14,7 @@ typedef struct {
     void *keys;   /* [panel of 16 keys][pair of values][16][2], or [panel][value][16] floats */
     void *values; /* the same with keys for values, and values for keys */
     void *queries; /* [TILE_ROWS][head_dim], as keys are multiplied with them */
-    float *scores; /* [TILE_ROWS][padded keys], and then [TILE_ROWS][padded head_dim] sums of values */
+    float *scores; /* [TILE_ROWS][padded keys]; then sums of values [TILE_ROWS][padded head_dim] */
     void *weights; /* [TILE_ROWS][padded keys], as values are multiplied with them */
 } Scratch;
 

@@ -14,7 +14,7 @@ typedef struct {
     const Linear *layer;
     const Inputs *inputs;
     size_t panel_inputs; /* that a panel holds */
-    size_t depth;        /* inputs that are multiplied: the first ones */
+    size_t depth;        /* the first inputs, which are multiplied; int8 and int4: all */
     int first_row;
     int first_panel;
 } Tile;
