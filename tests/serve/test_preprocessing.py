@@ -237,14 +237,17 @@ def test_abandoned_slow_work_does_not_delay_other_requests(server: str) -> None:
 
 
 def replica_names() -> dict[int, str]:
-    """Return the deployment's name of each replica's process by process id."""
+    """Return the deployment's name of each replica's process by process id.
+
+    Leaves out replicas that the autoscaler is stopping.
+    """
     names = {}
     for pid in server_processes():
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "ServeReplica:raylens" in title:
+        if "ServeReplica:raylens" in title and "perform_graceful_shutdown" not in title:
             names[pid] = title.split(":")[-1].strip("\0 ")
     return names
 
