@@ -133,6 +133,7 @@ def engine_limits(config: ModelConfig, model: Model, gpus: float) -> EngineLimit
         prefix_bytes=config.prefix_cache,
         max_prefill_tokens=config.max_prefill_tokens,
         max_prefill_slice_s=config.max_prefill_slice_s,
+        max_deltas_per_s=config.max_deltas_per_s,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -218,7 +219,7 @@ class Bench:
         """Run a new engine; its thread ends with the context."""
         engine = AsyncEngine(
             self.model,
-            EngineLimits(max_batch_size=batch, kv_bytes=KV_BYTES),
+            EngineLimits(max_batch_size=batch, kv_bytes=KV_BYTES, max_deltas_per_s=math.inf),
             max_waiting=64,
             num_threads=self.options.threads,
         )

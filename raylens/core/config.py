@@ -195,6 +195,7 @@ ENGINE_SETTINGS = frozenset(
         "max_tiles_per_step",
         "max_prefill_tokens",
         "max_prefill_slice_s",
+        "max_deltas_per_s",
         "kv_cache",
         "feature_cache",
         "prefix_cache",
@@ -264,6 +265,9 @@ class ModelConfig(Frozen):
     """Time for prefill between two decode steps, in seconds. No further slice starts after it,
     except that one slice always runs, and two if few answers are running. On a GPU, exactly one
     runs."""
+    max_deltas_per_s: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    """Events that a replica streams per second, all answers together. Tokens that come sooner are
+    sent in one event; each answer still gets at least ten events a second."""
     kv_cache: ByteSize | None = None
     """Memory for keys and values of running sequences, such as ``2GiB``. Unset means 1 GiB on a
     CPU, and what remains of the replica's share of the card on CUDA."""

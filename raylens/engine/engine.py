@@ -36,6 +36,8 @@ from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import GenerationSequence
 
 logger = logging.getLogger(__name__)
+MAX_DELTA_INTERVAL_S = 0.1
+"""A person reads along with ten updates a second, however many answers are streamed."""
 
 
 @dataclass(frozen=True)
@@ -238,16 +240,22 @@ class Engine:
     def _process(self, batch: PendingTokens) -> list[StepOutput]:
         """Wait for tokens, and return their deltas. Removes sequences whose answers end."""
         outputs = []
+        interval = self._delta_interval()
         for sequence, result in self._output_processor.process(batch):
             if isinstance(result, Exception):
                 outputs.append(self._fail(sequence, result))
                 continue
-            delta = sequence.next_delta(result)
+            delta = sequence.next_delta(result, time.monotonic(), interval)
             if delta is not None:
                 outputs.append(StepOutput(sequence, delta))
         if any(sequence.finish_reason for sequence in batch.sequences):
             self._remove(lambda s: s.finish_reason is not None)
         return outputs
+
+    def _delta_interval(self) -> float:
+        """Return the least seconds between two deltas of a stream."""
+        streams = sum(sequence.stream for sequence in self.scheduler.running)
+        return min(MAX_DELTA_INTERVAL_S, streams / self.limits.max_deltas_per_s)
 
     def _decode(self, tokens_are_pending: bool) -> list[StepOutput]:
         """Decode one token for each running sequence that has not reached its token limit.

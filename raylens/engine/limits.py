@@ -32,6 +32,9 @@ class EngineLimits:
     """Time budget for all slices of prefill between two decode steps, in seconds. Once it is used
     up, no further slice starts, but at least one slice always runs (two if few sequences are
     running). With ``async_scheduling``, exactly one runs."""
+    max_deltas_per_s: float = 100.0
+    """Deltas that all streams together send per second. Tokens that come sooner are sent together;
+    each stream gets at least ten deltas a second."""
     async_scheduling: bool | None = None
     """Whether a decode step is launched before the previous step's tokens reach the host, so that
     the GPU rarely waits for the host (it still does for grammars, and for policies that read token

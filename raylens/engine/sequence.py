@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import count
 
@@ -16,11 +17,11 @@ from raylens.core.types import (
     FinishReason,
     Priority,
     SamplingParams,
-    Timings,
     TokenLogprob,
     Usage,
     VisionRequest,
 )
+from raylens.engine.delta_buffer import DeltaBuffer
 from raylens.engine.detokenizer import Detokenizer
 from raylens.engine.model import AnswerProgress, Prompt
 from raylens.engine.sampling import AnswerSampler
@@ -79,7 +80,7 @@ class GenerationSequence(AnswerProgress):
     index: int = 0
     """Zero-based index of this answer among the request's ``n``."""
     stream: bool = True
-    """Whether each delta is returned immediately. If not, all are merged into one at the end."""
+    """Whether deltas are returned as they come. If not, all are merged into one at the end."""
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
     """Index of this sequence in the engine's per-slot device buffers (last token, penalty state).
@@ -102,10 +103,7 @@ class GenerationSequence(AnswerProgress):
     _has_tool_calls: bool = False
     token_limit: int | None = None
     """Maximum number of tokens of the prompt and the answer together, if memory limits it."""
-    _unsent_timings: Timings | None = None
-    """Those of the first token, until there is something to send."""
-    _buffered_deltas: list[Delta] = field(default_factory=list)
-    """All deltas so far, if not ``stream``."""
+    _delta_buffer: DeltaBuffer = field(default_factory=DeltaBuffer)
     _buffered_logprobs: list[_BufferedLogprob] = field(default_factory=list)
     """Logprobs of tokens whose text has not been returned yet."""
 
@@ -234,26 +232,13 @@ class GenerationSequence(AnswerProgress):
         ]
         return logprobs
 
-    def next_delta(self, delta: Delta) -> Delta | None:
+    def next_delta(self, delta: Delta, now: float, interval: float) -> Delta | None:
         """Return the delta to send now, or None.
 
-        With ``stream``, return ``delta`` unless it is empty. Otherwise return all deltas merged
-        into one when the answer ends.
+        With ``stream``, deltas are merged that come within ``interval`` seconds; otherwise all are
+        merged into one when the answer ends. ``now``: ``time.monotonic()``, in seconds.
         """
-        if self.stream:
-            if not (delta.text or delta.logprobs or delta.tool_calls or delta.finish_reason):
-                self._unsent_timings = delta.timings or self._unsent_timings
-                return None
-            timings, self._unsent_timings = delta.timings or self._unsent_timings, None
-            return replace(delta, timings=timings) if timings else delta
-        deltas = self._buffered_deltas
-        deltas.append(delta)
-        if delta.finish_reason is None:
-            return None
-        text = "".join(buffered.text for buffered in deltas)
-        logprobs = tuple(logprob for buffered in deltas for logprob in buffered.logprobs)
-        tool_calls = tuple(call for buffered in deltas for call in buffered.tool_calls)
-        return replace(delta, text=text, logprobs=logprobs, tool_calls=tool_calls)
+        return self._delta_buffer.push(delta, now, interval if self.stream else math.inf)
 
 
 def make_sequences(

@@ -78,7 +78,7 @@ def test_an_openai_stream_equals_the_completion(openai_client: openai.OpenAI) ->
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == completion.choices[0].message.content
-    assert len(chunks) > 8
+    assert len(chunks) > 5  # of several tokens each, since they come within milliseconds
     assert chunks[-2].choices[0].finish_reason == completion.choices[0].finish_reason == "stop"
     assert chunks[-1].usage == completion.usage
 

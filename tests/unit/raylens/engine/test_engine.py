@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,8 +60,10 @@ class LateDownload(Download):
 def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeEngine:
     """Return a factory of engines with the settings of a CPU, or of a GPU.
 
-    By default, a step prefills all waiting prompts, even on a slow machine.
+    By default, a step prefills all waiting prompts, even on a slow machine, and each token is sent
+    on its own.
     """
+    defaults = {"max_prefill_slice_s": 60.0, "max_deltas_per_s": math.inf}
     mode = MODES[request.param]
     if "late" in request.param:
         monkeypatch.setattr("raylens.engine.sampling_runner.Download", LateDownload)
@@ -68,7 +71,7 @@ def make_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def make(max_batch_size: int, model: FakeModel | None = None, **limits: Any) -> Engine:
         return Engine(
             model or FakeModel(),
-            EngineLimits(max_batch_size, **{"max_prefill_slice_s": 60.0, **mode, **limits}),
+            EngineLimits(max_batch_size, **{**defaults, **mode, **limits}),
         )
 
     return make
@@ -470,6 +473,34 @@ def test_an_answer_without_streaming_is_one_complete_delta(make_engine: MakeEngi
     assert joined.text == "".join(delta.text for delta in deltas) == answer([100], 5)
     assert joined.logprobs == tuple(token for delta in deltas for token in delta.logprobs)
     assert (joined.finish_reason, joined.usage) == (deltas[-1].finish_reason, deltas[-1].usage)
+
+
+@pytest.mark.parametrize("streams", [1, 4, 50])
+def test_streams_share_a_limited_number_of_deltas_per_second(
+    make_engine: MakeEngine, streams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr("raylens.engine.engine.time.monotonic", lambda: clock)
+    model = FakeModel(max_length=512)
+    engine = make_engine(streams, model, max_deltas_per_s=EngineLimits.max_deltas_per_s)
+    engine.model.eos_ids = NEVER
+    sequences = [submit(engine, [100 + number], max_tokens=100)[0] for number in range(streams)]
+    sent: dict[GenerationSequence, list[float]] = defaultdict(list)
+    joined: dict[GenerationSequence, str] = defaultdict(str)
+    while engine.has_work:
+        for output in engine.step():
+            assert output.delta is not None
+            sent[output.sequence].append(clock)
+            joined[output.sequence] += output.delta.text
+        clock += 1 / 256
+    # A delta comes with the first token after the interval: 1/100 s for one stream, 4/100 s for
+    # four, and 1/10 s for more than ten.
+    steps = {1: 3, 4: 11, 50: 26}[streams]
+    for number, sequence in enumerate(sequences):
+        *gaps, last_gap = 256 * np.diff(sent[sequence])
+        assert set(gaps) == {steps}
+        assert last_gap <= steps
+        assert joined[sequence] == answer([100 + number], 100, stops_at_eos=False)
 
 
 def test_a_schema_is_followed_in_a_batch_with_an_unconstrained_answer(
