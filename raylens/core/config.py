@@ -265,9 +265,10 @@ class ModelConfig(Frozen):
     """Time for prefill between two decode steps, in seconds. No further slice starts after it,
     except that one slice always runs, and two if few answers are running. On a GPU, exactly one
     runs."""
-    max_deltas_per_s: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    max_deltas_per_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Events that a replica streams per second, all answers together. Tokens that come sooner are
-    sent in one event; each answer still gets at least ten events a second."""
+    sent in one event; each answer still gets at least five events a second. Unset means 50 on a
+    CPU, where streams take time from the model, and 200 on a GPU."""
     kv_cache: ByteSize | None = None
     """Memory for keys and values of running sequences, such as ``2GiB``. Unset means 1 GiB on a
     CPU, and what remains of the replica's share of the card on CUDA."""

@@ -12,30 +12,41 @@ from raylens.core.types import Delta, ToolCallDelta
 class DeltaBuffer:
     """Holds the deltas of one answer until they are due, and returns them merged into one.
 
-    Each delta of a stream passes through Ray, the ingress and the proxy, which takes several
-    milliseconds of CPU time. Deltas that come sooner after one another than a person can see are
-    therefore sent together. The first one and the last one are always sent at once.
+    Each delta of a stream passes through Ray, the ingress and the proxy, which takes a few
+    milliseconds of CPU time, and interrupts a model that runs on the same cores. Deltas that follow
+    each other faster than people read are therefore sent together. The first one and the last one
+    are sent at once.
     """
 
     def __init__(self) -> None:
         self._held: list[Delta] = []
-        self._sent_at = -math.inf
+        self._sent_at: float | None = None
 
     def push(self, delta: Delta, now: float, interval: float) -> Delta | None:
         """Add a delta, and return what to send now, or None.
 
-        ``interval``: least seconds between two deltas; infinity if only the last one is sent.
-        ``now`` is in seconds of the same clock at each call.
+        ``interval``: seconds between two deltas; infinity if only the last one is sent. ``now`` is
+        in seconds of a clock that all streams share.
         """
         held = self._held
         held.append(delta)
-        is_due = interval < math.inf and now - self._sent_at >= interval
-        has_content = any(map(_has_content, held))
-        if delta.finish_reason is None and not (is_due and has_content):
+        is_due = self._is_due(now, interval) and any(map(_has_content, held))
+        if delta.finish_reason is None and not is_due:
             return None
         self._held = []
         self._sent_at = now
         return _merge(held)
+
+    def _is_due(self, now: float, interval: float) -> bool:
+        """Return whether a multiple of ``interval`` has passed since the last delta.
+
+        All streams thus send at the same times, which interrupts a model least.
+        """
+        if interval == math.inf:
+            return False
+        if interval == 0 or self._sent_at is None:
+            return True
+        return now // interval > self._sent_at // interval
 
 
 def _has_content(delta: Delta) -> bool:

@@ -36,8 +36,8 @@ from raylens.engine.scheduler import Scheduler
 from raylens.engine.sequence import GenerationSequence
 
 logger = logging.getLogger(__name__)
-MAX_DELTA_INTERVAL_S = 0.1
-"""A person reads along with ten updates a second, however many answers are streamed."""
+MAX_DELTA_INTERVAL_S = 0.2
+"""A person still reads along easily, however many answers are streamed."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,8 @@ class Engine:
         return outputs
 
     def _delta_interval(self) -> float:
-        """Return the least seconds between two deltas of a stream."""
+        """Return the seconds between two deltas of a stream."""
+        assert self.limits.max_deltas_per_s is not None
         streams = sum(sequence.stream for sequence in self.scheduler.running)
         return min(MAX_DELTA_INTERVAL_S, streams / self.limits.max_deltas_per_s)
 

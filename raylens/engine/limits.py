@@ -9,6 +9,11 @@ CPU_PREFILL_TOKENS = 128
 GPU_PREFILL_TOKENS = 4096
 """Enough to keep a data-center GPU busy. Prefilling this many tokens delays running sequences by a
 few tens of milliseconds."""
+CPU_DELTAS_PER_S = 50.0
+"""Streams take CPU time from the model: at 8 answers in flight on 2 cores, 50 deltas a second
+cost a seventh of the captions, and one for each token a third."""
+GPU_DELTAS_PER_S = 200.0
+"""About half of what one ingress passes on."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,9 @@ class EngineLimits:
     """Time budget for all slices of prefill between two decode steps, in seconds. Once it is used
     up, no further slice starts, but at least one slice always runs (two if few sequences are
     running). With ``async_scheduling``, exactly one runs."""
-    max_deltas_per_s: float = 100.0
+    max_deltas_per_s: float | None = None
     """Deltas that all streams together send per second. Tokens that come sooner are sent together;
-    each stream gets at least ten deltas a second."""
+    each stream gets at least five deltas a second."""
     async_scheduling: bool | None = None
     """Whether a decode step is launched before the previous step's tokens reach the host, so that
     the GPU rarely waits for the host (it still does for grammars, and for policies that read token
@@ -50,10 +55,14 @@ class EngineLimits:
         max_prefill_batch_size = self.max_prefill_batch_size
         if max_prefill_batch_size is None:
             max_prefill_batch_size = self.max_batch_size if is_gpu else 1
+        max_deltas_per_s = self.max_deltas_per_s
+        if max_deltas_per_s is None:
+            max_deltas_per_s = GPU_DELTAS_PER_S if is_gpu else CPU_DELTAS_PER_S
         async_scheduling = is_gpu if self.async_scheduling is None else self.async_scheduling
         return replace(
             self,
             max_prefill_tokens=max_prefill_tokens,
             max_prefill_batch_size=max_prefill_batch_size,
+            max_deltas_per_s=max_deltas_per_s,
             async_scheduling=async_scheduling,
         )

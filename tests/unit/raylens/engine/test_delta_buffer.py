@@ -36,21 +36,26 @@ def words(*times: float) -> list[tuple[float, Delta]]:
 def test_tokens_that_come_slowly_are_sent_one_by_one() -> None:
     deltas = words(5.0, 5.1, 5.2)
     assert send(deltas, 0.05) == deltas
+    assert send(words(5.0, 5.0, 5.0), 0.0) == words(5.0, 5.0, 5.0)
 
 
 def test_tokens_that_come_fast_are_sent_together_and_the_first_one_at_once() -> None:
-    sent = send(words(5.0, 5.01, 5.02, 5.03, 5.06, 5.07), 0.025)
-    assert [(now, delta.text) for now, delta in sent] == [
-        (5.0, "0 "),
-        (5.03, "1 2 3 "),
-        (5.06, "4 "),
-    ]
+    sent = send(words(5.0, 5.125, 5.25, 5.375, 5.5, 5.625), 0.25)
+    texts = [(now, delta.text) for now, delta in sent]
+    assert texts == [(5.0, "0 "), (5.25, "1 2 "), (5.5, "3 4 ")]
+
+
+def test_streams_that_began_at_different_times_are_sent_at_the_same_times() -> None:
+    first = send(words(*(5.0 + step / 16 for step in range(16))), 0.25)
+    second = send(words(*(5.0 + step / 16 for step in range(3, 16))), 0.25)
+    assert [now for now, _ in first] == [5.0, 5.25, 5.5, 5.75]
+    assert [now for now, _ in second] == [5.1875, 5.25, 5.5, 5.75]
 
 
 def test_the_end_is_sent_at_once_with_all_that_is_held() -> None:
     end = Delta("end", finish_reason=FinishReason.STOP, usage=Usage(7, 4))
-    (_, first), (now, last) = send([*words(5.0, 5.01, 5.02), (5.021, end)], 0.1)
-    assert (first.text, now) == ("0 ", 5.021)
+    (_, first), (now, last) = send([*words(5.0, 5.01, 5.02), (5.03, end)], 0.25)
+    assert (first.text, now) == ("0 ", 5.03)
     assert last == Delta("1 2 end", finish_reason=FinishReason.STOP, usage=Usage(7, 4))
 
 
@@ -81,7 +86,7 @@ def test_logprobs_stay_in_order_and_the_pieces_of_a_call_are_joined() -> None:
         (5.03, Delta(logprobs=(logprobs[2],), tool_calls=(pieces[2], pieces[3]))),
         (5.20, Delta("y", usage=Usage(1, 5), timings=Timings(queue=1.0))),
     ]
-    _, (_, joined) = send(deltas, 0.1)
+    _, (_, joined) = send(deltas, 0.125)
     assert joined == Delta(
         "y",
         usage=Usage(1, 5),
