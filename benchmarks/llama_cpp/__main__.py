@@ -71,17 +71,22 @@ class Comparison:
         return f"| {self.workload} | {name} | {ours:.1f} | {theirs:.1f} | {self.check} |"
 
 
-def write_weights(checkpoint: Checkpoint, programs: Path, folder: Path) -> dict[str, Path]:
-    """Write the text model in every precision; return the files by precision.
+def write_weights(
+    checkpoint: Checkpoint, precisions: Sequence[str], programs: Path, folder: Path
+) -> dict[str, Path]:
+    """Write the text model in these precisions; return the files by precision.
 
     The head has 8 bits in both quantized files, as it has in raylens.
     """
-    files = {name: folder / f"{kind}.gguf" for name, (_, kind) in PRECISIONS.items()}
-    write_gguf(files["bfloat16"], checkpoint.model.model.text_model, checkpoint.model.lm_head)
-    for name, (quantize, kind) in PRECISIONS.items():
-        if quantize is not None:
+    original = folder / "BF16.gguf"
+    write_gguf(original, checkpoint.model.model.text_model, checkpoint.model.lm_head)
+    files = {}
+    for precision in precisions:
+        kind = PRECISIONS[precision][1]
+        files[precision] = folder / f"{kind}.gguf"
+        if files[precision] != original:
             command = [str(programs / QUANTIZE), "--output-tensor-type", "q8_0"]
-            command += [str(files["bfloat16"]), str(files[name]), kind]
+            command += [str(original), str(files[precision]), kind]
             run_program(command, QUANTIZE_TIMEOUT_S)
     return files
 
@@ -89,7 +94,7 @@ def write_weights(checkpoint: Checkpoint, programs: Path, folder: Path) -> dict[
 def make_comparisons(
     args: argparse.Namespace, checkpoint: Checkpoint, programs: Path, folder: Path
 ) -> list[Comparison]:
-    files = write_weights(checkpoint, programs, folder)
+    files = write_weights(checkpoint, args.precisions, programs, folder)
     workloads: list[Workload] = [*map(Decode, args.rows), *map(Prefill, args.prompts)]
     comparisons = []
     for precision in args.precisions:
