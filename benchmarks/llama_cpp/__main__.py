@@ -46,18 +46,20 @@ class Comparison:
 
     workload: Workload
     precision: str
-    raylens: Raylens
-    llama_cpp: LlamaCpp
+    raylens: System
+    llama_cpp: System
     raylens_s: list[float] = field(default_factory=list)
     llama_cpp_s: list[float] = field(default_factory=list)
 
     def measure(self, raylens_first: bool) -> None:
-        systems: list[tuple[System, list[float]]] = [
-            (self.raylens, self.raylens_s),
-            (self.llama_cpp, self.llama_cpp_s),
-        ]
+        systems = [(self.raylens, self.raylens_s), (self.llama_cpp, self.llama_cpp_s)]
         for system, seconds in systems if raylens_first else reversed(systems):
             seconds.append(system.measure(self.workload))
+
+    @property
+    def last_round(self) -> str:
+        ours, theirs = 1e3 * self.raylens_s[-1], 1e3 * self.llama_cpp_s[-1]
+        return f"{self.workload}, {self.precision}: {ours:.1f} and {theirs:.1f} ms"
 
     @property
     def check(self) -> Check:
@@ -118,6 +120,7 @@ def run(args: argparse.Namespace, programs: Path, folder: Path) -> list[Comparis
         print(f"round {number + 1}: {bandwidths[-1]:.1f} GB/s", file=sys.stderr, flush=True)
         for comparison in comparisons:
             comparison.measure(raylens_first=number % 2 == 0)
+            print(comparison.last_round, file=sys.stderr, flush=True)
     rates = f"{min(bandwidths):.1f} to {max(bandwidths):.1f} GB/s"
     title = f"smolvlm ({args.scale}), {args.threads} threads, {args.rounds} rounds; {rates}"
     print("\n".join([title, "", HEADER, *map(str, comparisons)]), flush=True)
@@ -133,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--rows", nargs="*", type=int, default=[1, 4, 8, 16])
     parser.add_argument("--prompts", nargs="*", type=int, default=[150, 750], help="tokens")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
         "--scale", choices=("full", "tiny"), default="full", help="tiny: the pocket model's shape"
