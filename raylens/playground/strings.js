@@ -572,6 +572,8 @@ export const strings = {
     webhook: 'Webhook URL',
     webhookHelp: 'Receives a signed POST request when a job ends.',
     secret: 'Webhook secret',
+    secretAlone:
+      'It signs requests to a webhook, and there is none. Fill in “Webhook URL”, or remove the secret.',
     secretHelp:
       'Signs these requests: “whsec_” followed by base64. If empty, the server’s own secret signs.',
     priority: 'Priority',
