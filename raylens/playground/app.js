@@ -8,6 +8,7 @@ import { Header } from './header.js'
 import { JobsTab } from './jobs_tab.js'
 import { LiveTab } from './live_tab.js'
 import { patiently } from './patience.js'
+import { useShrinking } from './picture_input.js'
 import { usePolling } from './polling.js'
 import { ask } from './server.js'
 import { StatusTab } from './status_tab.js'
@@ -31,7 +32,9 @@ function App() {
     keyRef.current.scrollIntoView({ block: 'nearest' })
   }
   const [source, setSource] = useState({ picture: null })
-  const shared = { server, schemas, serverError, health, source, onSource: setSource, onKeyWanted }
+  const shrinking = useShrinking()
+  const known = { server, schemas, serverError, health, isAway: state === 'away' }
+  const shared = { ...known, shrinking, source, onSource: setSource, onKeyWanted }
   const visited = useVisited(tab)
   const [isRunning, setRunning] = useState(false)
   const labels = { ...strings.tabs, ...(isRunning ? { live: strings.live.running } : {}) }

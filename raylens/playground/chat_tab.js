@@ -22,7 +22,7 @@ const MAX_TOKENS = 'max_tokens'
 
 /** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
-  const { isShown, server, schemas, health, source, onKeyWanted } = props
+  const { isShown, server, schemas, health, isAway, source, onKeyWanted } = props
   const [view, setView] = useState('chat')
   const [model, setModel] = useState('')
   const [system, setSystem] = useState('')
@@ -88,7 +88,7 @@ export function ChatTab(props) {
       <//>
       <${Composer}
         draft=${draft}
-        ...${{ isWorking, problem }}
+        ...${{ isWorking, isAway, problem }}
         isEarly=${isEarly}
         isEditing=${draft.isEditing}
         loading=${draft.loading}
@@ -148,6 +148,7 @@ export function ChatTab(props) {
       </section>
       <${ChatSettings}
         ...${{ able, chosen, system, fields, values, info }}
+        isKnown=${health !== null}
         isPocket=${isPocket(health, answering)}
         onModel=${setModel}
         onSystem=${setSystem}

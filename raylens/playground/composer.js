@@ -2,7 +2,7 @@
 
 import { html, useLayoutEffect, useRef } from './vendor/htm-preact.js'
 import { Thumbnails } from './chat_log.js'
-import { Notice } from './controls.js'
+import { AwayNotice, Notice } from './controls.js'
 import { ACCEPTED } from './picture_input.js'
 import { strings } from './strings.js'
 
@@ -15,6 +15,7 @@ const MAX_HEIGHT_PX = 220
  *   isEditing: boolean,
  *   isWorking: boolean,
  *   isEarly: boolean,
+ *   isAway: boolean,
  *   loading: number,
  *   problem: string,
  *   note: string,
@@ -30,7 +31,7 @@ const MAX_HEIGHT_PX = 220
  * number of files that are being read, `problem` why the message can't be sent.
  */
 export function Composer(props) {
-  const { draft, isEditing, isWorking, isEarly, loading, problem, note, textRef } = props
+  const { draft, isEditing, isWorking, isEarly, isAway, loading, problem, note, textRef } = props
   const { onText, onFiles, onRemove, onSend, onStop, onCancel } = props
   const { chat } = strings
   const chooser = useRef(null)
@@ -74,6 +75,7 @@ export function Composer(props) {
         `
       }
       ${problem && html`<${Notice} kind="note"><p role="status">${problem}</p><//>`}
+      ${isAway && !isWorking && html`<${AwayNotice} />`}
       ${
         !problem &&
         note &&

@@ -110,6 +110,11 @@ export function Notice({ kind, children }) {
   `
 }
 
+/** That the server is away. */
+export function AwayNotice() {
+  return html`<${Notice} kind="note"><p role="status">${strings.errors.awayNow}</p><//>`
+}
+
 /**
  * What went wrong, and the way out if that is another key; nothing without an error.
  * @param {{

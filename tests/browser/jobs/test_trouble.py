@@ -32,7 +32,6 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
     browser: Browser, tmp_path: Path, folder: Path
 ) -> None:
     with serving_jobs(tmp_path / "queue") as site:
-        port = int(site.url.rsplit(":", 1)[1].strip("/"))
         site.service.gate.clear()
         pages = opened_jobs(browser, site.url)
         page = next(pages)
@@ -46,7 +45,7 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
     expect(page.get_by_text("10 pictures ready")).to_be_visible()
     submit(page)
     expect(page.get_by_text("The upload continues by itself")).to_be_visible()
-    with serving_jobs(tmp_path / "queue", port) as again:
+    with serving_jobs(tmp_path / "queue", site.port) as again:
         states(page, succeeded=20)
         expect(page.locator(".jobs").get_by_text("Live", exact=True)).to_be_visible()
         listed = page.request.get(f"{again.url}api/v1/jobs").json()["jobs"]
@@ -280,9 +279,7 @@ def test_a_webhook_that_is_refused_is_told_once_at_its_field_and_no_picture_is_l
     address.fill("http://10.0.0.1/hook")
     jobs.get_by_text("Webhook and priority").click()
     submit(page)
-    expect(jobs.get_by_role("alert")).to_have_text(
-        "Webhook URL: 10.0.0.1 is not a public address."
-    )
+    expect(jobs.get_by_role("alert")).to_have_text("Webhook URL: 10.0.0.1 is not a public address.")
     expect(address).to_be_focused()
     expect(address).to_have_accessible_description(re.compile("10.0.0.1 is not a public address"))
     expect(page.get_by_text("refused")).to_have_count(0)
