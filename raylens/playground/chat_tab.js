@@ -11,7 +11,7 @@ import { isKept, useConversation } from './conversation.js'
 import { useDraft } from './draft.js'
 import { useDrops } from './drops.js'
 import { EXAMPLES } from './picture_files.js'
-import { THUMBNAIL } from './pictures.js'
+import { Example } from './picture_input.js'
 import { useFollow } from './scroll.js'
 import { strings } from './strings.js'
 import { abilitiesOf, isPocket, modelsFor, useFields } from './task_settings.js'
@@ -87,19 +87,10 @@ export function ChatTab(props) {
         />
       <//>
       <${Composer}
-        draft=${draft}
-        ...${{ isWorking, isAway, problem }}
-        isEarly=${isEarly}
-        isEditing=${draft.isEditing}
-        loading=${draft.loading}
+        ...${{ draft, isWorking, isEarly, isAway, problem }}
         note=${noteOf(draft.attachments, answering, info)}
-        textRef=${draft.textRef}
-        onText=${draft.setText}
-        onFiles=${draft.addFiles}
-        onRemove=${draft.remove}
         onSend=${send}
         onStop=${stop}
-        onCancel=${draft.cancel}
       />
     `,
     json: () => html`
@@ -218,14 +209,5 @@ function Beginning({ picture, onPicture, onExample, onRestore }) {
         `
       }
     </div>
-  `
-}
-
-function Example({ src, label, onClick }) {
-  return html`
-    <button type="button" class="thumbnail" onClick=${onClick}>
-      <img src=${src} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
-      <span>${label}</span>
-    </button>
   `
 }

@@ -192,21 +192,27 @@ export function PictureInput(props) {
           ${EXAMPLES.map(
             (example) => html`
               <li key=${example.id}>
-                <button type="button" class="thumbnail" onClick=${() => takeExample(example)}>
-                  <img
-                    src=${`playground/examples/${example.file}`}
-                    alt=""
-                    width=${THUMBNAIL.width}
-                    height=${THUMBNAIL.height}
-                  />
-                  <span>${texts[example.id]}</span>
-                </button>
+                <${Example}
+                  src=${`playground/examples/${example.file}`}
+                  label=${texts[example.id]}
+                  onClick=${() => takeExample(example)}
+                />
               </li>
             `,
           )}
         </ul>
       </div>
     </section>
+  `
+}
+
+/** @param {{src: string, label: string, onClick: () => void}} props */
+export function Example({ src, label, onClick }) {
+  return html`
+    <button type="button" class="thumbnail" onClick=${onClick}>
+      <img src=${src} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
+      <span>${label}</span>
+    </button>
   `
 }
 

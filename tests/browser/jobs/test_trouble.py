@@ -313,31 +313,27 @@ def test_a_webhook_secret_without_a_url_is_told_at_its_field(
     states(page, succeeded=1)
 
 
-def test_a_setting_that_is_refused_for_all_pictures_is_told_once(
-    browser: Browser, site: Site, folder: Path
-) -> None:
-    for page in opened_jobs(browser, site.url):
-        drop(page, folder)
-        expect(page.get_by_text("20 pictures ready")).to_be_visible()
-        detail = "input.recipe: unknown recipe 'mine'"
-        page.route(
-            "**/api/v1/jobs",
-            lambda route: (
-                route.fulfill(status=422, json={"detail": detail})
-                if route.request.method == "POST"
-                else route.continue_()
-            ),
-        )
-        page.locator(".jobs").get_by_text("More settings").click()
-        page.locator(".jobs").get_by_label("Recipe").select_option("mine")
-        submit(page)
-        alert = page.locator(".jobs").get_by_role("alert")
-        expect(alert).to_contain_text("Input.recipe: unknown recipe 'mine'.")
-        expect(page.get_by_text("20 pictures ready")).to_be_visible()
-        page.unroute("**/api/v1/jobs")
-        submit(page)
-        expect(alert).to_have_count(0)
-        states(page, succeeded=20)
+def test_a_setting_that_is_refused_for_all_pictures_is_told_once(page: Page, folder: Path) -> None:
+    refusal = {"status": 422, "json": {"detail": "input.recipe: unknown recipe 'mine'"}}
+    page.route(
+        "**/api/v1/jobs",
+        lambda route: (
+            route.fulfill(**refusal) if route.request.method == "POST" else route.continue_()
+        ),
+    )
+    jobs = page.locator(".jobs")
+    drop(page, folder)
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    jobs.get_by_text("More settings").click()
+    jobs.get_by_label("Recipe").select_option("mine")
+    submit(page)
+    alert = jobs.get_by_role("alert")
+    expect(alert).to_contain_text("Input.recipe: unknown recipe 'mine'.")
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    page.unroute("**/api/v1/jobs")
+    submit(page)
+    expect(alert).to_have_count(0)
+    states(page, succeeded=20)
 
 
 def test_a_full_disk_is_told_and_waited_for(browser: Browser, tmp_path: Path) -> None:
