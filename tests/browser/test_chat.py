@@ -23,6 +23,7 @@ from tests.browser.test_try import draw
 pytestmark = pytest.mark.browser
 
 CLIP = ROOT / "docs" / "clip.mp4"
+WAIT_MS = 15_000
 
 
 def open_chat(page: Page) -> None:
@@ -118,8 +119,8 @@ def test_a_server_that_is_away_is_told_at_the_message_and_waited_for(browser: Br
     say(page, "Hello?")
     expect(page.locator(".log")).to_contain_text("The server does not answer. Trying again…")
     with serving(port=site.port):
-        expect(answers(page)).to_have_text(CAPTION)
-        expect(notice).to_have_count(0)
+        expect(answers(page)).to_have_text(CAPTION, timeout=WAIT_MS)
+        expect(notice).to_have_count(0, timeout=WAIT_MS)
         next(pages, None)
 
 

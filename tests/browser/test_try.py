@@ -616,7 +616,7 @@ def test_a_server_that_restarts_is_waited_for(browser: Browser) -> None:
     run(page)
     expect(page.locator(".result")).to_contain_text("The server does not answer. Trying again…")
     with serving(port=site.port):
-        expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
+        expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=15_000)
         next(pages, None)
 
 
