@@ -43,6 +43,11 @@ function App() {
     setSource({ picture })
     setTab('try')
   }
+  const show = (id, Tab, own) =>
+    visited.has(id) &&
+    html`
+      <${Tab} ...${shared} ...${own} isShown=${tab === id} />
+    `
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
     <${Header}
       ...${{ tabs, tab, state, keyRef }}
@@ -58,39 +63,11 @@ function App() {
         `
       }
       <${TabPanel} id="tab" current=${tab}>
-        <${TryTab} ...${shared} isShown=${tab === 'try'} />
-        ${
-          visited.has('jobs') &&
-          html`
-            <${JobsTab}
-              ...${{ server, schemas, health, keyVersion, onKeyWanted }}
-              isShown=${tab === 'jobs'}
-            />
-          `
-        }
-        ${
-          visited.has('compare') &&
-          html`
-            <${CompareTab} ...${shared} isShown=${tab === 'compare'} />
-          `
-        }
-        ${
-          visited.has('chat') &&
-          html`
-            <${ChatTab} ...${shared} isShown=${tab === 'chat'} />
-          `
-        }
-        ${
-          visited.has('live') &&
-          html`
-            <${LiveTab}
-              ...${shared}
-              isShown=${tab === 'live'}
-              onSnapshot=${takeSnapshot}
-              onRunning=${setRunning}
-            />
-          `
-        }
+        ${show('try', TryTab)}
+        ${show('compare', CompareTab)}
+        ${show('chat', ChatTab)}
+        ${show('live', LiveTab, { onSnapshot: takeSnapshot, onRunning: setRunning })}
+        ${show('jobs', JobsTab, { keyVersion })}
         ${
           tab === 'status' &&
           html`
