@@ -42,9 +42,10 @@ class NativeLinear:
             group=packed.group,
         )
         """What the C functions read. It points into tensors of this object."""
+        weight = weight.contiguous()
         library.linear_pack(
             byref(self.struct),
-            weight.contiguous().data_ptr(),
+            weight.data_ptr(),
             weight.dtype is torch.bfloat16,
             torch.get_num_threads(),
         )

@@ -93,6 +93,15 @@ def test_a_row_does_not_depend_on_the_others(
             assert torch.equal(layer(states[rows]), together[rows])
 
 
+def test_weights_may_lie_in_memory_in_any_order(library: Library, form: str) -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(1000, 300), torch.randn(3, 300)
+    transposed = weight.T.contiguous().T
+    assert not transposed.is_contiguous()
+    expected = make(library, form, weight)(states)
+    assert torch.equal(make(library, form, transposed)(states), expected)
+
+
 def test_threads_do_not_change_a_result(library: Library, form: str) -> None:
     torch.manual_seed(0)
     layer = make(library, form, torch.randn(130, 192))
