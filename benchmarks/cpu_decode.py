@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.engine.decode import measure_decode_step
-from benchmarks.engine.limits import measure_read_rate
+from benchmarks.engine.limits import INT4_BYTES, measure_read_rate
 from models.cpu.library import SWITCH
-from models.cpu.packing import GROUP
 from models.decoder import Decoder, DecoderSpec
 from models.linear import Linear, Quantize, WeightPacker
 from models.llama import LlamaLayer
@@ -145,7 +144,7 @@ class RandomDecoder:
 
 def bytes_of_step(shape: Shape, precision: Precision, rows: int) -> float:
     """Return the bytes that a step reads: weights, keys and values."""
-    weight_bytes = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / GROUP}
+    weight_bytes = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": INT4_BYTES}
     head_bytes = 1.0 if precision == "int4" else weight_bytes[precision]
     layers = shape.layers * shape.layer_weights * weight_bytes[precision]
     head = shape.vocabulary * shape.hidden * head_bytes

@@ -147,7 +147,9 @@ def compute_shapes(
     attention = text.dim * (2 * width + 2 * text.n_kv_heads * text.head_dim)
     layer = attention + 2 * text.dim * text.ff_dim
     head = text.vocab_size * text.dim
-    text_shape = TextShape(text.n_layers, width, text.n_layers * layer, head, itemsize, kv_bytes)
+    text_shape = TextShape(
+        text.n_layers, width, text.n_layers * layer, head, itemsize, kv_bytes, itemsize
+    )
     return vision_shape, text_shape
 
 

@@ -37,6 +37,7 @@ from models.pocket.scenes import LENGTHS, Scene, questions, random_scene
 TARGET = 0.98
 """Minimum share of exact answers, in every row."""
 IN_FLIGHT = 12
+MODEL_SETTINGS = {"dtype": ("float32", "bfloat16"), "quantize": ("int8", "int4")}
 EXAMPLES = 20
 """Wrong answers to print, at most."""
 
@@ -207,21 +208,21 @@ def main() -> None:
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--model", default="smolvlm")
     models.add_argument("--all", action="store_true", help="measure every served model")
-    parser.add_argument(
-        "--quantize",
-        choices=("int8", "int4"),
-        help="quantize the weights; not supported with --url",
-    )
+    for setting, choices in MODEL_SETTINGS.items():
+        parser.add_argument(
+            f"--{setting}", choices=choices, help="of every model; not supported with --url"
+        )
     arguments = parser.parse_args()
-    if arguments.url and arguments.quantize:
-        parser.error("--quantize: not supported with --url, whose server is configured already")
+    settings = {name: value for name in MODEL_SETTINGS if (value := getattr(arguments, name))}
+    if arguments.url and settings:
+        parser.error(f"--{next(iter(settings))}: not supported with --url: its server is running")
 
-    def quantize(config: dict[str, Any]) -> None:
+    def change(config: dict[str, Any]) -> None:
         for model_config in config["applications"][0]["args"]["models"]:
-            model_config["quantize"] = arguments.quantize
+            model_config.update(settings)
 
     model = None if arguments.all else arguments.model
-    with target(arguments.url, quantize) as url:
+    with target(arguments.url, change) as url:
         status = asyncio.run(run(url, model, arguments.scenes, arguments.seed))
     raise SystemExit(status)
 

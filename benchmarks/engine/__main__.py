@@ -34,7 +34,7 @@ def main() -> None:
         "--short", action="store_true", help="few requests and tokens: a smoke test"
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32", "float16"), default="bfloat16")
-    parser.add_argument("--quantize", choices=("int8",), default=None)
+    parser.add_argument("--quantize", choices=("int8", "int4"), default=None)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tiles-per-step", type=int, default=DEFAULT_TILES_PER_STEP)

@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.engine.checkpoint import Checkpoint, build
 from benchmarks.engine.generate import Generate, Request
 from benchmarks.engine.limits import (
+    INT4_BYTES,
     Machine,
     TextShape,
     VisionShape,
@@ -123,7 +124,10 @@ class Bench:
     @cached_property
     def text(self) -> TextShape:
         return TextShape.from_config(
-            self.checkpoint.model.config, self._itemsize, self.model.kv_spec
+            self.checkpoint.model.config,
+            INT4_BYTES if self.options.quantize == "int4" else self._itemsize,
+            self.model.kv_spec,
+            self._itemsize,
         )
 
     @property
@@ -158,7 +162,8 @@ class Bench:
 
     @property
     def _itemsize(self) -> int:
-        return 1 if self.options.quantize == "int8" else self.options.torch_dtype.itemsize
+        """Bytes of a weight, except of the text model's layers with ``int4``."""
+        return 1 if self.options.quantize else self.options.torch_dtype.itemsize
 
     def compute(self, work: Callable[[], T]) -> T:
         """Run ``work`` outside an engine, with all threads."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from models.cpu.packing import GROUP
 from models.linear import Quantize, WeightPacker
 from raylens.engine.model import KVSpec
 
@@ -18,6 +19,10 @@ T = TypeVar("T")
 BUFFER_BYTES = 2 * 2**30
 """Far larger than any CPU cache."""
 GEMM_SECONDS = 1.0
+
+
+INT4_BYTES = 0.5 + 2 / GROUP
+"""Bytes of a weight of 4 bits, with its part of a group's scale."""
 
 
 @dataclass(frozen=True)
@@ -146,24 +151,39 @@ class TextShape:
     """Weights of the linears of all layers together."""
     head_weights: int
     """Weights of the language-model head."""
-    itemsize: int
-    """Bytes of a weight."""
+    itemsize: float
+    """Bytes of a layer's weight."""
     kv_bytes: int
     """Bytes that a token takes in the KV cache."""
+    head_itemsize: float
+    """Bytes of a weight of the head."""
 
     @classmethod
-    def from_config(cls, config: Any, itemsize: int, kv: KVSpec) -> TextShape:
-        """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL."""
+    def from_config(
+        cls, config: Any, itemsize: float, kv: KVSpec, head_itemsize: float | None = None
+    ) -> TextShape:
+        """Read the shape from transformers' configuration of a SmolVLM or a Qwen2.5-VL.
+
+        ``head_itemsize`` is ``itemsize`` unless given.
+        """
         text = config.text_config
         width = text.num_attention_heads * kv.head_dim
         attention = 2 * text.hidden_size * (width + kv.num_kv_heads * kv.head_dim)
         layer = attention + 3 * text.hidden_size * text.intermediate_size
         head = text.vocab_size * text.hidden_size
-        return cls(kv.num_layers, width, kv.num_layers * layer, head, itemsize, kv.bytes_per_token)
+        return cls(
+            kv.num_layers,
+            width,
+            kv.num_layers * layer,
+            head,
+            itemsize,
+            kv.bytes_per_token,
+            head_itemsize or itemsize,
+        )
 
     @property
-    def _weight_bytes(self) -> int:
-        return (self.layer_weights + self.head_weights) * self.itemsize
+    def _weight_bytes(self) -> float:
+        return self.layer_weights * self.itemsize + self.head_weights * self.head_itemsize
 
     def prefill(self, tokens: int) -> Work:
         """Return the work of a prompt of ``tokens`` tokens."""

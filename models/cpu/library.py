@@ -138,8 +138,10 @@ class AttentionStruct(Structure):
 
 
 class Library(Protocol):
-    """The exported functions, in ``native/linear.c``, ``decode.c`` and ``prompt_attention.c``."""
+    """The exported functions, in ``native/pack.c``, ``linear.c``, ``decode.c`` and
+    ``prompt_attention.c``."""
 
+    def linear_pack(self, layer: object, weight: int, is_bf16: bool, threads: int) -> None: ...
     def linear_scratch_bytes(self, layer: object, rows: int) -> int: ...
     def linear_run(
         self,
@@ -166,6 +168,8 @@ def open_library(path: Path) -> Library:
     library = ctypes.CDLL(str(path))
     layer, model = POINTER(LinearStruct), POINTER(ModelStruct)
     pointers = (c_void_p, c_void_p, c_void_p)
+    library.linear_pack.argtypes = (layer, c_void_p, c_int, c_int)
+    library.linear_pack.restype = None
     library.linear_scratch_bytes.argtypes = (layer, c_int)
     library.linear_scratch_bytes.restype = c_size_t
     library.linear_run.argtypes = (layer, *pointers, c_int, c_int, c_void_p, c_int)

@@ -8,32 +8,47 @@ import torch
 from torch import Tensor
 
 from models.cpu.library import ACTIVATIONS, Library, LinearStruct, host_library
-from models.cpu.packing import PackedWeight, pack_float, pack_int4, pack_int8
+from models.cpu.packing import GROUP, empty_weight
 
 
 class NativeLinear:
-    """A :class:`models.linear.Linear` of a weight (outputs, inputs).
+    """A :class:`models.linear.Linear` of a weight (outputs, inputs), float32 or bfloat16, rounded
+    to ``quantize`` if that is given.
 
     Takes and returns float32 or bfloat16. A row's result doesn't depend on the other rows.
     """
 
     def __init__(
-        self, library: Library, weight: PackedWeight, bias: Tensor | None, activation: str
+        self,
+        library: Library,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+        quantize: str | None = None,
+        group: int = GROUP,
     ) -> None:
         self.library = library
-        self._tensors = (weight, None if bias is None else bias.float().contiguous())
+        packed = empty_weight(weight, quantize, group)
+        self._tensors = (packed, None if bias is None else bias.float().contiguous())
         self.struct = LinearStruct(
-            weights=weight.values.data_ptr(),
-            scales=_address(weight.scales),
-            sums=_address(weight.sums),
+            weights=packed.values.data_ptr(),
+            scales=_address(packed.scales),
+            sums=_address(packed.sums),
             bias=_address(self._tensors[1]),
-            form=weight.form,
+            form=packed.form,
             activation=ACTIVATIONS.index(activation),
-            outputs=weight.outputs,
-            inputs=weight.inputs,
-            group=weight.group,
+            outputs=packed.outputs,
+            inputs=packed.inputs,
+            group=packed.group,
         )
         """What the C functions read. It points into tensors of this object."""
+        weight = weight.contiguous()
+        library.linear_pack(
+            byref(self.struct),
+            weight.data_ptr(),
+            weight.dtype is torch.bfloat16,
+            torch.get_num_threads(),
+        )
 
     def __call__(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
         inputs = self.struct.inputs
@@ -76,5 +91,4 @@ def native_linear(
     library = host_library()
     if library is None:
         return None
-    pack = {"int8": pack_int8, "int4": pack_int4, None: pack_float}[quantize]
-    return NativeLinear(library, pack(weight), bias, activation)
+    return NativeLinear(library, weight, bias, activation, quantize)

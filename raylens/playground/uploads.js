@@ -2,7 +2,7 @@
 
 import { mayPass, pauseAfter, sleep } from './patience.js'
 import { checkBytes, PictureError, readPicture, toDataUrl, UndisplayableError } from './pictures.js'
-import { ask } from './server.js'
+import { ask, refusedField } from './server.js'
 import { strings } from './strings.js'
 
 const CHECKS = 2
@@ -31,6 +31,12 @@ const JOBS = 'api/v1/jobs'
  * @property {string} jobId
  */
 
+/**
+ * A setting of all pictures that the server refuses.
+ * @typedef {{field: string, reason: string, message: string}} BadSetting
+ * `message` says the same without the field's control beside it.
+ */
+
 let count = 0
 
 /** The pictures of a tab. Whatever is added ends as a job, or is refused with a reason. */
@@ -40,6 +46,8 @@ export class Uploads {
   isPaused = false
   /** Why nothing is sent for the moment, and until when; null if there is no reason. */
   hold = null
+  /** @type {BadSetting | null} why the last submission was ended */
+  badSetting = null
   /** @type {import('./pictures.js').Limits | null} */
   limits = null
   #onChange
@@ -84,6 +92,7 @@ export class Uploads {
    * @param {JobRequest} request
    */
   submit(request) {
+    this.badSetting = null
     if (!this.isBusy) this.hideSent()
     for (const upload of this.chosen) {
       if (JSON.stringify(upload.request) !== JSON.stringify(request)) upload.key = newKey()
@@ -119,6 +128,12 @@ export class Uploads {
     }
     this.isPaused = false
     this.#interrupt()
+  }
+
+  /** @param {BadSetting | null} badSetting null once it is changed */
+  blame(badSetting) {
+    this.badSetting = badSetting
+    this.#onChange()
   }
 
   /** Forget what could be submitted. */
@@ -226,12 +241,18 @@ export class Uploads {
       Object.assign(upload, { file: null, picture: null })
       this.#go()
     } catch (error) {
-      if (error.name !== 'AbortError') await this.#recover(upload, error, signal)
+      if (!signal.aborted) await this.#recover(upload, error, signal)
       else if (upload.state === 'sending') upload.state = 'waiting'
     }
   }
 
   async #recover(upload, error, signal) {
+    const refused = refusedField(error)
+    if (refused && refused.field in upload.request.input) {
+      this.badSetting = { ...refused, message: error.message } // no other picture needs to be sent
+      this.stop()
+      return
+    }
     const isTrouble = mayPass(error) || error.needsKey
     if (!isTrouble && !(error.status >= 500 && ++upload.failures < MAX_TRIES)) {
       refuse(upload, error.status ? error.message : strings.errors.unreadableFile(upload.path))

@@ -62,6 +62,29 @@ def test_the_newest_figures_are_shown(status: Page) -> None:
     expect(row).to_contain_text("2 of 2 running")
 
 
+@pytest.mark.parametrize("width", [360, 390, 600, 768, 820, 1280, 1440])
+def test_no_figure_stands_alone_beside_an_empty_place(status: Page, width: int) -> None:
+    status.set_viewport_size({"width": width, "height": 900})
+    # Of fewer figures, too: those of which nothing is known are left out.
+    alone = (
+        card(status, "moondream")
+        .locator(".tiles")
+        .evaluate("""(list) => {
+      const copy = list.cloneNode(true)
+      list.replaceWith(copy)
+      const alone = []
+      for (; copy.children.length > 1; copy.lastChild.remove()) {
+        const last = copy.lastElementChild
+        const isFirst = last.offsetTop > last.previousElementSibling.offsetTop
+        if (isFirst && last.offsetWidth < copy.offsetWidth) alone.push(copy.children.length)
+      }
+      copy.replaceWith(list)
+      return alone
+    }""")
+    )
+    assert alone == []
+
+
 def test_a_plot_is_an_image_that_says_what_it_shows(status: Page) -> None:
     plots = card(status, "Server").get_by_role("img")
     expect(plots).to_have_count(8)

@@ -1,7 +1,6 @@
 /* Inputs of linear layers, in the form that their weights are multiplied with. */
-#include <float.h>
-
 #include "linear.h"
+#include "quantize.h"
 
 static size_t value_bytes(const Linear *layer) {
     switch (layer->form) {
@@ -49,33 +48,9 @@ static void copy_bf16(bf16_input *target, const Linear *layer, const void *row, 
     }
 }
 
-/* Returns the scale that maps a row to -127 to 127, NaN if a value isn't finite. */
-static float row_scale(const Linear *layer, const void *row, int is_bf16) {
-    f32x16 zero = f32x16_set(0.0f), highest = zero, nan_if_not_finite = zero;
-    for (int i = 0; i < layer->inputs; i += LANES) {
-        f32x16 values = load_values(row, (size_t)i, layer->inputs - i, is_bf16);
-        highest = f32x16_max(highest, f32x16_max(values, f32x16_sub(zero, values)));
-        nan_if_not_finite = f32x16_fma(values, zero, nan_if_not_finite);
-    }
-    float smallest_scale = FLT_MIN;
-    float scale = f32x16_highest(highest) / 127;
-    return (scale > smallest_scale ? scale : smallest_scale) + f32x16_sum(nan_if_not_finite);
-}
-
-/* Rounds a row to bytes, `zero` being added to each. */
-static void quantize(int8_t *target, const Linear *layer, const void *row, int is_bf16, float scale,
-                     int zero) {
-    int is_finite = scale == scale;
-    f32x16 factor = f32x16_set(is_finite ? 1 / scale : 0.0f);
-    size_t padded = padded_inputs(layer);
-    for (size_t i = 0; i < padded; i += LANES) {
-        int count = is_finite ? layer->inputs - (int)i : 0;
-        f32x16 values = count > 0 ? load_values(row, i, count, is_bf16) : f32x16_set(0.0f);
-        f32x16 scaled = f32x16_mul(values, factor);
-        f32x16_store_int8(target + i, scaled);
-        for (int lane = 0; lane < LANES && zero; lane++)
-            target[i + (size_t)lane] = (int8_t)(target[i + (size_t)lane] ^ zero);
-    }
+/* Adds INT8_INPUT_ZERO, the sign bit, to each byte. */
+static void add_zero(int8_t *values, size_t count) {
+    for (size_t i = 0; i < count; i++) values[i] = (int8_t)(values[i] ^ INT8_INPUT_ZERO);
 }
 
 /* Sums each group, times the 8 that weights of 4 bits are stored above their values. */
@@ -98,9 +73,11 @@ void inputs_prepare(const Inputs *inputs, const Linear *layer, int index, const 
         copy_floats(target, layer, row, is_bf16);
         return;
     }
-    float scale = row_scale(layer, row, is_bf16);
+    Values values = {row, 0, layer->inputs, is_bf16};
+    float scale = scale_of(&values);
     inputs->scales[index] = scale;
-    quantize(target, layer, row, is_bf16, scale, layer->form == FORM_INT8 ? INT8_INPUT_ZERO : 0);
+    quantize(target, (int)padded_inputs(layer), &values, scale);
+    if (layer->form == FORM_INT8 && INT8_INPUT_ZERO) add_zero(target, padded_inputs(layer));
     if (layer->form == FORM_INT4)
         sum_groups(inputs->sums + (size_t)index * (size_t)inputs->groups, layer, target,
                    inputs->groups);

@@ -14,9 +14,9 @@ enum { INPUT_STEP = 64 };
 
 /* models/cpu/library.py mirrors this. */
 typedef struct {
-    const void *weights;
-    const void *scales;  /* int8: floats [outputs]; int4: bfloat16 [panel][group][16] */
-    const int32_t *sums; /* int8: the sum of each output's weights */
+    void *weights;
+    void *scales;  /* int8: floats [outputs]; int4: bfloat16 [panel][group][16] */
+    int32_t *sums; /* int8: the sum of each output's weights */
     const float *bias;   /* NULL if there is none */
     int32_t form;
     int32_t activation;
@@ -48,6 +48,11 @@ static inline size_t padded_inputs(const Linear *layer) {
     return round_up((size_t)layer->inputs, INPUT_STEP);
 }
 static inline int panel_count(const Linear *layer) { return (layer->outputs + LANES - 1) / LANES; }
+/* Bytes of a panel's weights. */
+static inline size_t panel_size(const Linear *layer) {
+    static const size_t bits[] = {[FORM_F32] = 32, [FORM_BF16] = 16, [FORM_INT8] = 8, [FORM_INT4] = 4};
+    return LANES * padded_inputs(layer) * bits[layer->form] / 8;
+}
 
 /* Bytes that the inputs of `rows` rows take. */
 size_t inputs_bytes(const Linear *layer, int rows);

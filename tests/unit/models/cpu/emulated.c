@@ -8,6 +8,7 @@
 
 enum { MAX_ARENAS = 8 };
 
+void linear_pack(const Linear *layer, const void *weight, int is_bf16, int threads);
 size_t linear_scratch_bytes(const Linear *layer, int rows);
 void linear_run(const Linear *layer, const void *states, const void *residual, void *target,
                 int rows, int is_bf16, void *scratch, int threads);
@@ -72,6 +73,18 @@ static Layer read_layer(void) {
     layer.up = read_linear();
     layer.down = read_linear();
     return layer;
+}
+
+static void run_pack(void) {
+    Linear layer = read_linear();
+    int is_bf16 = read_int(), threads = read_int();
+    int64_t sizes[3];
+    read_exactly(sizes, sizeof sizes);
+    void *weight = read_array(NULL);
+    linear_pack(&layer, weight, is_bf16, threads);
+    write_all(layer.weights, (size_t)sizes[0]);
+    write_all(layer.scales, (size_t)sizes[1]);
+    write_all(layer.sums, (size_t)sizes[2]);
 }
 
 static void run_linear(void) {
@@ -146,7 +159,8 @@ int main(void) {
     switch (read_int()) {
         case 0: run_linear(); break;
         case 1: run_decode(); break;
-        default: run_attention();
+        case 2: run_attention(); break;
+        default: run_pack();
     }
     return 0;
 }

@@ -19,7 +19,7 @@ from models.cpu.library import FORM_INT4, FORM_INT8, INPUT_STEP, LANES
 COMPILER = "aarch64-linux-gnu-gcc"
 EMULATOR = "qemu-aarch64"
 _RUNNER = Path(__file__).with_name("emulated.c")
-_LINEAR, _DECODE, _ATTENTION = range(3)
+_LINEAR, _DECODE, _ATTENTION, _PACK = range(4)
 _WEIGHT_BITS = (32, 16, 8, 4)
 """Bits of a weight in each form."""
 
@@ -37,6 +37,21 @@ class EmulatedLibrary:
 
     def __init__(self, runner: Path) -> None:
         self._runner = runner
+
+    def linear_pack(self, layer: Any, weight: int, is_bf16: bool, threads: int) -> None:
+        linear = layer._obj
+        targets = list(_packed_arrays(linear))
+        written = self._call(
+            struct.pack("i", _PACK),
+            *_linear(linear),
+            struct.pack("ii", is_bf16, threads),
+            *(struct.pack("q", size) for _, size in targets),
+            _array(weight, linear.outputs * linear.inputs * (2 if is_bf16 else 4)),
+        )
+        start = 0
+        for address, size in targets:
+            ctypes.memmove(address or 0, written[start : start + size], size)
+            start += size
 
     def linear_scratch_bytes(self, layer: Any, rows: int) -> int:
         return 0
@@ -129,15 +144,20 @@ def _array(address: int | None, size: int) -> bytes:
     return struct.pack("q", size) + string_at(address, size) if address else struct.pack("q", 0)
 
 
-def _linear(linear: Any) -> list[bytes]:
+def _packed_arrays(linear: Any) -> Iterator[tuple[int | None, int]]:
+    """Yield the address and the bytes of the weights, scales and sums."""
     panels = -(-linear.outputs // LANES)
     inputs = -(-linear.inputs // INPUT_STEP) * INPUT_STEP
     scales = {FORM_INT8: 4, FORM_INT4: 2 * inputs // (linear.group or 1)}.get(linear.form, 0)
+    yield linear.weights, panels * LANES * inputs * _WEIGHT_BITS[linear.form] // 8
+    yield linear.scales, panels * LANES * scales
+    yield linear.sums, panels * LANES * 4 if linear.sums else 0
+
+
+def _linear(linear: Any) -> list[bytes]:
     return [
         bytes(linear),
-        _array(linear.weights, panels * LANES * inputs * _WEIGHT_BITS[linear.form] // 8),
-        _array(linear.scales, panels * LANES * scales),
-        _array(linear.sums, panels * LANES * 4),
+        *(_array(address, size) for address, size in _packed_arrays(linear)),
         _array(linear.bias, linear.outputs * 4),
     ]
 

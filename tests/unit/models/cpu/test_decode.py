@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from models.cpu.decode import NativeDecodeStep
 from models.cpu.library import Library
 from models.cpu.linear import NativeLinear
-from models.cpu.packing import pack_float
 from models.decoder import Decoder, DecoderSpec
 from models.linear import Linear
 from models.llama import LlamaLayer
@@ -106,7 +105,7 @@ def decoder(shape: Shape, pack: Pack) -> Decoder:
 
 def native_decoder(shape: Shape, library: Library) -> Decoder:
     def pack(weight: Tensor, bias: Tensor | None, activation: str) -> Linear:
-        return NativeLinear(library, pack_float(weight), bias, activation)
+        return NativeLinear(library, weight, bias, activation)
 
     return decoder(shape, pack)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,16 +11,28 @@ from torch.nn import functional as F
 
 from models.cpu.library import Library
 from models.cpu.linear import NativeLinear
-from models.cpu.packing import PackedWeight, pack_float, pack_int4, pack_int8
+from models.cpu.packing import GROUP
 
-FORMS: dict[str, tuple[Callable[[Tensor], PackedWeight], float]] = {
-    "float32": (pack_float, 1e-6),
-    "bfloat16": (lambda weight: pack_float(weight.bfloat16()), 5e-3),
-    "int8": (pack_int8, 0.015),
-    "int4 in groups of 64": (pack_int4, 0.12),
-    "int4 in groups of 32": (lambda weight: pack_int4(weight, 32), 0.11),
+
+@dataclass(frozen=True)
+class Form:
+    """How a weight is packed."""
+
+    tolerance: float
+    """The relative error that results may have on normal values."""
+    dtype: torch.dtype = torch.float32
+    quantize: str | None = None
+    group: int = GROUP
+
+
+FORMS = {
+    "float32": Form(1e-6),
+    "bfloat16": Form(5e-3, torch.bfloat16),
+    "int8": Form(0.015, quantize="int8"),
+    "int8 of bfloat16": Form(0.015, torch.bfloat16, "int8"),
+    "int4 in groups of 64": Form(0.12, quantize="int4", group=64),
+    "int4 in groups of 32": Form(0.11, torch.bfloat16, "int4", 32),
 }
-"""How a weight is packed, and the relative error that its form may have on normal values."""
 SHAPES = [(64, 256), (37, 100), (1, 1), (16, 588), (200, 65)]
 """Outputs and inputs."""
 
@@ -34,7 +46,8 @@ def form(request: pytest.FixtureRequest) -> str:
 def make(
     library: Library, form: str, weight: Tensor, bias: Tensor | None = None, act: str = "none"
 ) -> NativeLinear:
-    return NativeLinear(library, FORMS[form][0](weight), bias, act)
+    packed = FORMS[form]
+    return NativeLinear(library, weight.to(packed.dtype), bias, act, packed.quantize, packed.group)
 
 
 def exact(states: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none") -> Tensor:
@@ -58,7 +71,7 @@ def test_products_are_those_of_float64(
     states, residual = torch.randn(33, inputs), torch.randn(33, outputs)
     layer = make(library, form, weight, bias, act)
     expected = exact(states, weight, bias, act)
-    tolerance = FORMS[form][1]
+    tolerance = FORMS[form].tolerance
     assert error(layer(states), expected) < tolerance
     assert error(layer(states, residual), expected + residual) < tolerance
     in_bfloat16 = layer(states.bfloat16(), residual.bfloat16())
@@ -78,6 +91,15 @@ def test_a_row_does_not_depend_on_the_others(
         for first in (0, 7, 40 - count):
             rows = slice(first, first + count)
             assert torch.equal(layer(states[rows]), together[rows])
+
+
+def test_weights_may_lie_in_memory_in_any_order(library: Library, form: str) -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(1000, 300), torch.randn(3, 300)
+    transposed = weight.T.contiguous().T
+    assert not transposed.is_contiguous()
+    expected = make(library, form, weight)(states)
+    assert torch.equal(make(library, form, transposed)(states), expected)
 
 
 def test_threads_do_not_change_a_result(library: Library, form: str) -> None:
@@ -102,7 +124,7 @@ def test_zeros_and_extreme_inputs(library: Library, form: str, scale: float) -> 
     weight, states = torch.randn(20, 70), torch.randn(5, 70) * scale
     outputs = make(library, form, weight)(states)
     expected = exact(states, weight)
-    assert float((outputs - expected).norm()) <= FORMS[form][1] * float(expected.norm())
+    assert float((outputs - expected).norm()) <= FORMS[form].tolerance * float(expected.norm())
 
 
 def test_the_largest_bytes_of_either_sign_do_not_saturate(library: Library, form: str) -> None:
@@ -130,6 +152,18 @@ def test_a_row_that_is_not_finite_spoils_only_itself(
     assert not outputs[2].isfinite().any()
     others = [0, 1, 3, 4]
     assert torch.equal(outputs[others], expected[others])
+
+
+def test_a_weight_that_is_not_finite_spoils_its_outputs_only(library: Library, form: str) -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(20, 70), torch.randn(3, 70)
+    expected = make(library, form, weight)(states)
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        weight[17, 69] = bad
+        outputs = make(library, form, weight)(states)
+        assert not outputs[:, 17].isfinite().any()
+        others = torch.arange(20) != 17
+        assert torch.equal(outputs[:, others], expected[:, others])
 
 
 def test_zero_weights_give_zeros(library: Library, form: str) -> None:

@@ -13,7 +13,10 @@ import pytest
 from tests.unit.models.cpu.conftest import FLAGS_VARIABLE
 
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-TESTS = [str(Path(__file__).with_name(name)) for name in ("test_linear.py", "test_decode.py")]
+TESTS = [
+    str(Path(__file__).with_name(name))
+    for name in ("test_linear.py", "test_decode.py", "test_attention.py")
+]
 
 
 def _library(name: str) -> str:
