@@ -96,7 +96,7 @@ export function Text({ run, active, onActive, words }) {
   const { result } = strings
   if (run.state === 'working' && !run.text)
     return html`
-      <p class="answer muted working" role="status">${result.working}</p>
+      <p class="answer muted working" role="status">${waitOf(run, result.working)}</p>
     `
   if (run.state === 'done' && !run.text)
     return html`
@@ -129,6 +129,11 @@ export function Text({ run, active, onActive, words }) {
   `
 }
 
+/** Return what a run waits for. */
+function waitOf({ trouble }, usual) {
+  return trouble ? strings.errors.tryingAgain(trouble.reason) : usual
+}
+
 /** A part of the reasoning; the pointer shows what it is about. */
 function ReasoningPart({ part, active, onActive }) {
   const { text, points, first } = part
@@ -158,7 +163,7 @@ function Findings({ run, active, onActive }) {
   const { result } = strings
   if (run.state === 'working')
     return html`
-      <p class="muted working" role="status">${result.workingFindings}</p>
+      <p class="muted working" role="status">${waitOf(run, result.workingFindings)}</p>
     `
   if (run.state !== 'done') return null
   const findings = findingsOf(run)

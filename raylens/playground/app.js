@@ -8,6 +8,7 @@ import { Header } from './header.js'
 import { JobsTab } from './jobs_tab.js'
 import { LiveTab } from './live_tab.js'
 import { patiently } from './patience.js'
+import { useShrinking } from './picture_input.js'
 import { usePolling } from './polling.js'
 import { ask } from './server.js'
 import { StatusTab } from './status_tab.js'
@@ -31,7 +32,9 @@ function App() {
     keyRef.current.scrollIntoView({ block: 'nearest' })
   }
   const [source, setSource] = useState({ picture: null })
-  const shared = { server, schemas, serverError, health, source, onSource: setSource, onKeyWanted }
+  const shrinking = useShrinking()
+  const known = { server, schemas, serverError, health, isAway: state === 'away' }
+  const shared = { ...known, shrinking, source, onSource: setSource, onKeyWanted }
   const visited = useVisited(tab)
   const [isRunning, setRunning] = useState(false)
   const labels = { ...strings.tabs, ...(isRunning ? { live: strings.live.running } : {}) }
@@ -40,6 +43,11 @@ function App() {
     setSource({ picture })
     setTab('try')
   }
+  const show = (id, Tab, own) =>
+    visited.has(id) &&
+    html`
+      <${Tab} ...${shared} ...${own} isShown=${tab === id} />
+    `
   return html`<a class="skip" href="#tab-panel" onClick=${skip}>${strings.skip}</a>
     <${Header}
       ...${{ tabs, tab, state, keyRef }}
@@ -55,39 +63,11 @@ function App() {
         `
       }
       <${TabPanel} id="tab" current=${tab}>
-        <${TryTab} ...${shared} isShown=${tab === 'try'} />
-        ${
-          visited.has('jobs') &&
-          html`
-            <${JobsTab}
-              ...${{ server, schemas, health, keyVersion, onKeyWanted }}
-              isShown=${tab === 'jobs'}
-            />
-          `
-        }
-        ${
-          visited.has('compare') &&
-          html`
-            <${CompareTab} ...${shared} isShown=${tab === 'compare'} />
-          `
-        }
-        ${
-          visited.has('chat') &&
-          html`
-            <${ChatTab} ...${shared} isShown=${tab === 'chat'} />
-          `
-        }
-        ${
-          visited.has('live') &&
-          html`
-            <${LiveTab}
-              ...${shared}
-              isShown=${tab === 'live'}
-              onSnapshot=${takeSnapshot}
-              onRunning=${setRunning}
-            />
-          `
-        }
+        ${show('try', TryTab)}
+        ${show('compare', CompareTab)}
+        ${show('chat', ChatTab)}
+        ${show('live', LiveTab, { onSnapshot: takeSnapshot, onRunning: setRunning })}
+        ${show('jobs', JobsTab, { keyVersion })}
         ${
           tab === 'status' &&
           html`

@@ -12,6 +12,7 @@ const wide = matchMedia('(min-width: 1000px)')
  * @param {{
  *   able: string[],
  *   chosen: string,
+ *   isKnown: boolean,
  *   info: any,
  *   system: string,
  *   fields: import('./form.js').Field[],
@@ -21,10 +22,10 @@ const wide = matchMedia('(min-width: 1000px)')
  *   onChange: (name: string, value: any) => void,
  *   onReset: () => void,
  * }} props
- * `info` is what /health tells of the model that answers.
+ * `isKnown` says whether the server has told about its models. `info` is what /health tells of the model that answers.
  */
 export function ChatSettings(props) {
-  const { able, chosen, info, isPocket, system, fields, values } = props
+  const { able, chosen, isKnown, info, isPocket, system, fields, values } = props
   const { onModel, onSystem, onChange, onReset } = props
   const [isOpen, setOpen] = useState(wide.matches)
   useEffect(() => {
@@ -39,7 +40,7 @@ export function ChatSettings(props) {
       <summary><h2>${settings.title}</h2></summary>
       <div class="own">
         ${
-          able.length === 0
+          isKnown && able.length === 0
             ? html`
                   <p class="muted">${chat.noModels}</p>
                 `

@@ -11,7 +11,7 @@ import { isKept, useConversation } from './conversation.js'
 import { useDraft } from './draft.js'
 import { useDrops } from './drops.js'
 import { EXAMPLES } from './picture_files.js'
-import { THUMBNAIL } from './pictures.js'
+import { Example } from './picture_input.js'
 import { useFollow } from './scroll.js'
 import { strings } from './strings.js'
 import { abilitiesOf, isPocket, modelsFor, useFields } from './task_settings.js'
@@ -22,7 +22,7 @@ const MAX_TOKENS = 'max_tokens'
 
 /** @param {import('./try_tab.js').Props} props */
 export function ChatTab(props) {
-  const { isShown, server, schemas, health, source, onKeyWanted } = props
+  const { isShown, server, schemas, health, isAway, source, onKeyWanted } = props
   const [view, setView] = useState('chat')
   const [model, setModel] = useState('')
   const [system, setSystem] = useState('')
@@ -87,19 +87,10 @@ export function ChatTab(props) {
         />
       <//>
       <${Composer}
-        draft=${draft}
-        ...${{ isWorking, problem }}
-        isEarly=${isEarly}
-        isEditing=${draft.isEditing}
-        loading=${draft.loading}
+        ...${{ draft, isWorking, isEarly, isAway, problem }}
         note=${noteOf(draft.attachments, answering, info)}
-        textRef=${draft.textRef}
-        onText=${draft.setText}
-        onFiles=${draft.addFiles}
-        onRemove=${draft.remove}
         onSend=${send}
         onStop=${stop}
-        onCancel=${draft.cancel}
       />
     `,
     json: () => html`
@@ -148,6 +139,7 @@ export function ChatTab(props) {
       </section>
       <${ChatSettings}
         ...${{ able, chosen, system, fields, values, info }}
+        isKnown=${health !== null}
         isPocket=${isPocket(health, answering)}
         onModel=${setModel}
         onSystem=${setSystem}
@@ -217,14 +209,5 @@ function Beginning({ picture, onPicture, onExample, onRestore }) {
         `
       }
     </div>
-  `
-}
-
-function Example({ src, label, onClick }) {
-  return html`
-    <button type="button" class="thumbnail" onClick=${onClick}>
-      <img src=${src} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
-      <span>${label}</span>
-    </button>
   `
 }

@@ -24,6 +24,7 @@ const ignore = () => {}
 /** @param {import('./try_tab.js').Props} props */
 export function CompareTab(props) {
   const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
+  const { shrinking } = props
   const { picture } = source
   const settings = useTaskSettings({ server, schemas, health })
   useExamplePrompts(source, settings.setValues)
@@ -57,7 +58,7 @@ export function CompareTab(props) {
         <div class="left">
           <${PictureInput}
             prefix="compare"
-            ...${{ isShown, picture, server }}
+            ...${{ isShown, picture, server, shrinking }}
             findings=${NO_FINDINGS}
             active=${null}
             onActive=${ignore}

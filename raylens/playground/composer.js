@@ -2,7 +2,7 @@
 
 import { html, useLayoutEffect, useRef } from './vendor/htm-preact.js'
 import { Thumbnails } from './chat_log.js'
-import { Notice } from './controls.js'
+import { AwayNotice, Notice } from './controls.js'
 import { ACCEPTED } from './picture_input.js'
 import { strings } from './strings.js'
 
@@ -11,27 +11,20 @@ const MAX_HEIGHT_PX = 220
 
 /**
  * @param {{
- *   draft: import('./conversation.js').Question,
- *   isEditing: boolean,
+ *   draft: ReturnType<typeof import('./draft.js').useDraft>,
  *   isWorking: boolean,
  *   isEarly: boolean,
- *   loading: number,
+ *   isAway: boolean,
  *   problem: string,
  *   note: string,
- *   textRef: any,
- *   onText: (text: string) => void,
- *   onFiles: (files: File[]) => void,
- *   onRemove: (file: import('./attachments.js').Attachment) => void,
  *   onSend: () => void,
  *   onStop: () => void,
- *   onCancel: () => void,
  * }} props
- * `isEarly` says that someone tried to send before the last answer had ended. `loading` is the
- * number of files that are being read, `problem` why the message can't be sent.
+ * `isEarly` says that someone tried to send before the last answer had ended, `problem` why the
+ * message can't be sent.
  */
-export function Composer(props) {
-  const { draft, isEditing, isWorking, isEarly, loading, problem, note, textRef } = props
-  const { onText, onFiles, onRemove, onSend, onStop, onCancel } = props
+export function Composer({ draft, isWorking, isEarly, isAway, problem, note, onSend, onStop }) {
+  const { isEditing, loading, textRef } = draft
   const { chat } = strings
   const chooser = useRef(null)
   useLayoutEffect(() => {
@@ -45,14 +38,14 @@ export function Composer(props) {
       event.preventDefault()
       onSend()
     }
-    if (event.key === 'Escape' && isEditing) onCancel()
+    if (event.key === 'Escape' && isEditing) draft.cancel()
   }
   const submit = (event) => {
     event.preventDefault()
     onSend()
   }
   const choose = (event) => {
-    onFiles([...event.target.files])
+    draft.addFiles([...event.target.files])
     event.target.value = '' // the same file may be chosen again
   }
   return html`
@@ -62,11 +55,11 @@ export function Composer(props) {
         html`
           <p class="hint editing">
             ${chat.editing}
-            <button type="button" class="quiet" onClick=${onCancel}>${chat.cancel}</button>
+            <button type="button" class="quiet" onClick=${draft.cancel}>${chat.cancel}</button>
           </p>
         `
       }
-      <${Thumbnails} files=${draft.attachments} onRemove=${onRemove} />
+      <${Thumbnails} files=${draft.attachments} onRemove=${draft.remove} />
       ${
         loading > 0 &&
         html`
@@ -74,6 +67,7 @@ export function Composer(props) {
         `
       }
       ${problem && html`<${Notice} kind="note"><p role="status">${problem}</p><//>`}
+      ${isAway && !isWorking && html`<${AwayNotice} />`}
       ${
         !problem &&
         note &&
@@ -96,7 +90,7 @@ export function Composer(props) {
         aria-describedby="chat-shortcut"
         ref=${textRef}
         value=${draft.text}
-        onInput=${(event) => onText(event.target.value)}
+        onInput=${(event) => draft.setText(event.target.value)}
         onKeyDown=${onKeyDown}
       ></textarea>
       <div class="bar">

@@ -110,6 +110,11 @@ export function Notice({ kind, children }) {
   `
 }
 
+/** That the server is away. */
+export function AwayNotice() {
+  return html`<${Notice} kind="note"><p role="status">${strings.errors.awayNow}</p><//>`
+}
+
 /**
  * What went wrong, and the way out if that is another key; nothing without an error.
  * @param {{
@@ -142,6 +147,29 @@ export function ErrorNotice({ error, onKeyWanted, onClose, text, children }) {
       }
     </div>
   <//>`
+}
+
+/**
+ * A field for a line of text.
+ * @param {{id: string, label: string, hint: string, error?: string}} props
+ * `error` says what is wrong with it. Further attributes are those of its input.
+ */
+export function TextField({ id, label, hint, error, ...input }) {
+  return html`
+    <div class="field">
+      <label for=${id}>${label}</label>
+      <input
+        id=${id}
+        type="text"
+        autocomplete="off"
+        aria-invalid=${error ? 'true' : undefined}
+        aria-describedby=${error ? `${id}-error ${id}-hint` : `${id}-hint`}
+        ...${input}
+      />
+      ${error && html`<p class="problem" id=${`${id}-error`} role="alert">${error}</p>`}
+      <p class="hint" id=${`${id}-hint`}>${hint}</p>
+    </div>
+  `
 }
 
 /** @param {{label?: string, getText: () => string | Promise<string>}} props */

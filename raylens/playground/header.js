@@ -1,7 +1,7 @@
 // The bar at the top: tabs, the server's state, the key, the theme.
 
 import { html, useRef, useState } from './vendor/htm-preact.js'
-import { Tabs } from './controls.js'
+import { Tabs, TextField } from './controls.js'
 import { getKey, root, setKey } from './server.js'
 import { strings } from './strings.js'
 import { getTheme, setTheme, THEMES } from './theme.js'
@@ -86,21 +86,17 @@ function KeyMenu({ detailsRef, onKey }) {
           use(form.current.elements.key.value)
         }}
       >
-        <div class="field">
-          <label for="key">${texts.label}</label>
-          <input
-            id="key"
-            name="key"
-            type="password"
-            autocomplete="off"
-            spellcheck="false"
-            required
-            pattern=${KEY_PATTERN}
-            title=${texts.signs}
-            aria-describedby="key-hint"
-          />
-          <p class="hint" id="key-hint">${texts.help}</p>
-        </div>
+        <${TextField}
+          id="key"
+          label=${texts.label}
+          hint=${texts.help}
+          name="key"
+          type="password"
+          spellcheck="false"
+          required
+          pattern=${KEY_PATTERN}
+          title=${texts.signs}
+        />
         <div class="actions">
           <button type="submit" class="primary">${texts.save}</button>
           ${

@@ -1,7 +1,7 @@
 // What can be done with jobs: with one, or with many at a time.
 
 import { html, useEffect, useRef, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice, Notice } from './controls.js'
 import { abilitiesOf } from './job_view.js'
 import { strings } from './strings.js'
 
@@ -103,14 +103,9 @@ export function useChanges(list) {
 /** @param {{changes: ReturnType<typeof useChanges>}} props */
 export function ChangeNotices({ changes }) {
   const { problem, setProblem, trouble, stop } = changes
-  const { jobs: texts, errors } = strings
+  const { jobs: texts } = strings
   return html`
-    ${
-      problem &&
-      html`<${Notice} kind="error"><p>${problem}</p><div class="actions">
-        <button type="button" onClick=${() => setProblem('')}>${errors.close}</button>
-      </div><//>`
-    }
+    <${ErrorNotice} error=${problem && { message: problem }} onClose=${() => setProblem('')} />
     ${
       trouble &&
       html`<${Notice} kind="note">

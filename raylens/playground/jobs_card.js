@@ -152,7 +152,7 @@ function Older({ list }) {
     abort.current = new AbortController()
     const { signal } = abort.current
     const show = (state) => signal.aborted || setState({ ...IDLE, ...state })
-    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: texts.tryingAgain(reason) })
+    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: strings.errors.tryingAgain(reason) })
     show({ isLoading: true })
     try {
       await list.loadOlder(signal, onTrouble)

@@ -1,12 +1,13 @@
 // The tab "Jobs": many pictures, each a job of the queue, and what becomes of them.
 
 import { html, useEffect, useMemo, useRef, useState } from './vendor/htm-preact.js'
+import { ErrorNotice } from './controls.js'
 import { ChangeNotices, useChanges } from './job_actions.js'
 import { JobDialog } from './job_dialog.js'
 import { JobPictures } from './job_pictures.js'
 import { JobList } from './job_list.js'
 import { JobsCard } from './jobs_card.js'
-import { JobSettings, toJobRequest, useJobOptions } from './job_settings.js'
+import { JobSettings, optionWithoutEffect, toJobRequest, useJobOptions } from './job_settings.js'
 import { useFrames } from './runs.js'
 import { strings } from './strings.js'
 import { missingSetting, useTaskSettings } from './task_settings.js'
@@ -32,13 +33,19 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
   const changes = useChanges(list)
   const visible = useRef([])
   const { jobs: texts } = strings
-  const { chosen } = uploads
+  const { chosen, badSetting } = uploads
   const submit = (event) => {
     event.preventDefault()
     const missing =
       chosen.length === 0 ? texts.needsPictures : missingSetting(settings, { server, schemas })
     changes.setProblem(missing)
-    if (!missing) uploads.submit(toJobRequest(settings, options))
+    const unused = optionWithoutEffect(options)
+    uploads.blame(unused)
+    if (!missing && !unused) uploads.submit(toJobRequest(settings, options))
+  }
+  const changeOptions = (change) => {
+    uploads.blame(null)
+    setOptions(change)
   }
   useEffect(() => {
     if (chosen.length > 0) changes.setProblem('')
@@ -66,8 +73,14 @@ export function JobsTab({ isShown, server, schemas, health, keyVersion, onKeyWan
       </div>
       <div class="right">
         ${!openId && html`<${ChangeNotices} changes=${changes} />`}
+        ${
+          badSetting &&
+          !(badSetting.field in options) &&
+          html`<${ErrorNotice} error=${badSetting} onClose=${() => uploads.blame(null)} />`
+        }
         <${JobSettings}
-          ...${{ settings, options, setOptions }}
+          ...${{ settings, options, badSetting }}
+          setOptions=${changeOptions}
           count=${chosen.length}
           onSubmit=${submit}
         />

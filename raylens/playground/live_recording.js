@@ -8,7 +8,9 @@ const BITS_PER_SECOND = 4_000_000
 /** Of a recording, which is in memory until it is saved. */
 const MAX_BYTES = 1_000_000_000
 const TYPES = ['video/webm;codecs=vp9', 'video/webm;codecs=vp8', 'video/webm', 'video/mp4']
-const COLOR = '#ff3d71'
+/** As the server draws: a mark, and the text on it. */
+const BOX = ['#00dc00', '#000']
+const POINT = ['#c81e1e', '#fff']
 
 export class Recording {
   #canvas = document.createElement('canvas')
@@ -83,13 +85,18 @@ function drawView(canvas, video, { isMirrored, findings, words }) {
 }
 
 function drawFinding(context, { name, x, y, width, height, isPoint }, w, h, size) {
-  context.strokeStyle = context.fillStyle = COLOR
+  const [color, textColor] = isPoint ? POINT : BOX
+  context.strokeStyle = context.fillStyle = color
   if (isPoint) {
     context.beginPath()
     context.arc(x * w, y * h, size / 2, 0, 2 * Math.PI)
     context.fill()
   } else context.strokeRect(x * w, y * h, width * w, height * h)
-  context.fillText(name, x * w, y * h > 1.5 * size ? y * h - size / 2 : y * h + 1.5 * size)
+  const top = y * h - 1.4 * size
+  const [labelX, labelY] = [x * w, top > 0 ? top : (y + height) * h]
+  context.fillRect(labelX, labelY, context.measureText(name).width + size / 2, 1.4 * size)
+  context.fillStyle = textColor
+  context.fillText(name, labelX + size / 4, labelY + size)
 }
 
 function drawWords(context, words, w, h, size) {

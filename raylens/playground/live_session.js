@@ -5,7 +5,6 @@ import { asShown, Lost, mayRetry } from './live_connection.js'
 import { LiveFigures } from './live_figures.js'
 import { featureOf, promptOf } from './live_settings.js'
 import { SocketConnection } from './live_socket.js'
-import { SourceError } from './live_source.js'
 import { WebRtcConnection, WebRtcUnavailable } from './live_webrtc.js'
 import { sleep } from './patience.js'
 import { strings } from './strings.js'
@@ -143,8 +142,7 @@ export class LiveSession {
     if (this.#abort.signal.aborted) return source.stop()
     this.#source = source
     this.local = source.stream
-    for (const track of this.local.getVideoTracks())
-      track.onended = () => this.#finish(new SourceError(strings.live.sourceEnded))
+    source.broken.then((error) => this.#finish(error))
     this.#onChange()
     return undefined
   }

@@ -122,7 +122,7 @@ export function LiveSettings({
       ([name, members]) => html`
         <details class="more" key=${name}>
           <summary>${name}</summary>
-          <${Form} ...${form} fields=${members} />
+          <div class="fields"><${Form} ...${form} fields=${members} /></div>
         </details>
       `,
     )}

@@ -20,6 +20,7 @@ export class SourceError extends Error {}
 /**
  * @typedef {object} Source
  * @property {MediaStream} stream
+ * @property {Promise<SourceError>} broken why there is no more video
  * @property {() => void} stop
  */
 
@@ -42,7 +43,9 @@ export async function openCamera({ device, size }) {
   if (FACING.includes(device)) video.facingMode = device
   else if (device) video.deviceId = { exact: device }
   try {
-    return asSource(await navigator.mediaDevices.getUserMedia({ video }))
+    const stream = await navigator.mediaDevices.getUserMedia({ video })
+    const [track] = stream.getVideoTracks()
+    return asSource(stream, once(track, 'ended', live.sourceEnded))
   } catch (error) {
     if (error.name === 'NotAllowedError') throw new SourceError(live.cameraDenied)
     if (error.name === 'NotReadableError') throw new SourceError(live.cameraBusy)
@@ -83,7 +86,8 @@ export async function openFile(file) {
   Object.assign(canvas, { width: video.videoWidth, height: video.videoHeight })
   const context = canvas.getContext('2d')
   const stopDrawing = every(1000 / FPS, () => context.drawImage(video, 0, 0))
-  return asSource(canvas.captureStream(FPS), () => {
+  const broken = once(video, 'error', strings.live.fileBroken(file.name))
+  return asSource(canvas.captureStream(FPS), broken, () => {
     stopDrawing()
     release()
   })
@@ -99,11 +103,18 @@ export async function frameOf(stream) {
   return blob
 }
 
+/** @returns {Promise<SourceError>} once something happens to a target */
+function once(target, type, message) {
+  return new Promise((resolve) => {
+    target.addEventListener(type, () => resolve(new SourceError(message)), { once: true })
+  })
+}
+
 /** @returns {Source} */
-function asSource(stream, release = () => {}) {
+function asSource(stream, broken, release = () => {}) {
   const stop = () => {
     for (const track of stream.getTracks()) track.stop()
     release()
   }
-  return { stream, stop }
+  return { stream, broken, stop }
 }

@@ -7,7 +7,7 @@ import { Recording } from './live_recording.js'
 import { LiveLists, LiveResult } from './live_result.js'
 import { LiveSession } from './live_session.js'
 import { featureOf, LiveSettings, pipelineFields } from './live_settings.js'
-import { frameOf, openCamera, openFile } from './live_source.js'
+import { frameOf, openCamera, openFile, SourceError } from './live_source.js'
 import { SourceBar } from './live_source_bar.js'
 import { Problem, RecordingTime, Tools } from './live_tools.js'
 import { LiveView, useFullScreen, viewOf } from './live_view.js'
@@ -29,13 +29,14 @@ const CHANGE_MS = 300
  *   server: any,
  *   schemas: any,
  *   health: any,
+ *   isAway: boolean,
  *   onKeyWanted: () => void,
  *   onSnapshot: (picture: import('./pictures.js').Picture) => void,
  *   onRunning: (isRunning: boolean) => void,
  * }} props
  */
 export function LiveTab(props) {
-  const { isShown, server, schemas, health, onKeyWanted, onSnapshot, onRunning } = props
+  const { isShown, server, schemas, health, isAway, onKeyWanted, onSnapshot, onRunning } = props
   const [pipelineId, setPipelineId] = useState(DEFAULT_PIPELINE)
   const [allValues, setAllValues] = useState({})
   const [choice, setChoice] = useState({ device: '', size: DEFAULT_SIZE, file: null })
@@ -56,6 +57,10 @@ export function LiveTab(props) {
   const look = () => viewOf(session, isMirrored, hasResults)
   const recording = useRecording(() => ({ video: video.current, view: look() }), isOpen)
   useEffect(() => onRunning(isOpen), [isOpen])
+  // A file that can't be played would fail at each start.
+  useEffect(() => {
+    if (session?.error instanceof SourceError) setChoice((old) => ({ ...old, file: null }))
+  }, [session?.error])
 
   const change = (name, value) => {
     const changed = { ...values, [name]: value }
@@ -113,7 +118,7 @@ export function LiveTab(props) {
         <${LiveLists} session=${session} />
       </div>
       <div class="right">
-        <${Problem} ...${{ session, ownError, onKeyWanted }} />
+        <${Problem} ...${{ session, ownError, isAway, onKeyWanted }} />
         <${LiveResult}
           session=${session}
           onSaveLog=${() => save(live.logName, 'application/jsonl', linesOf(session.log))}

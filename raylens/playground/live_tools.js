@@ -2,7 +2,7 @@
 
 import { html } from './vendor/htm-preact.js'
 import { useNow } from './clock.js'
-import { ErrorNotice, Notice } from './controls.js'
+import { AwayNotice, ErrorNotice, Notice } from './controls.js'
 import { Recording } from './live_recording.js'
 import { asSentence } from './server.js'
 import { strings } from './strings.js'
@@ -89,16 +89,18 @@ export function RecordingTime({ since }) {
  * @param {{
  *   session: import('./live_session.js').LiveSession | null,
  *   ownError: Error | null,
+ *   isAway: boolean,
  *   onKeyWanted: () => void,
  * }} props
  */
-export function Problem({ session, ownError, onKeyWanted }) {
+export function Problem({ session, ownError, isAway, onKeyWanted }) {
   const { live } = strings
   const isWaiting = session?.state === 'waiting'
   const error = ownError ?? session?.error
   const problem = session?.problem && !session.problem.field && session.problem
   const waiting = () => html`${error.reason ?? error.message} <${Countdown} until=${session.retryAt} />`
   return html`
+    ${isAway && !session?.isOpen && html`<${AwayNotice} />`}
     <${ErrorNotice} ...${{ error, onKeyWanted }} text=${isWaiting ? waiting() : undefined}>
       ${
         isWaiting &&

@@ -2,6 +2,8 @@
 
 import { ServerError } from './server.js'
 
+/** Statuses of no answer, and of a proxy that gets none. */
+const AWAY = [0, 502]
 const MAYBE_LATER = [0, 408, 429, 502, 503, 504, 507]
 const FIRST_PAUSE_MS = 1000
 const LONGEST_PAUSE_MS = 15_000
@@ -9,6 +11,11 @@ const LONGEST_PAUSE_MS = 15_000
 /** @param {Error} error whether the same request may succeed later; status 0 is no answer */
 export function mayPass(error) {
   return error instanceof ServerError && MAYBE_LATER.includes(error.status)
+}
+
+/** @param {Error} error whether the server was not there */
+export function isAway(error) {
+  return error instanceof ServerError && AWAY.includes(error.status)
 }
 
 /**
@@ -49,14 +56,15 @@ export function sleep(ms, signal) {
  * @param {() => Promise<T>} work it may be done twice
  * @param {AbortSignal} signal
  * @param {(error: Error) => void} onTrouble called before each wait
+ * @param {(error: Error) => boolean} passes
  * @returns {Promise<T>}
  */
-export async function patiently(work, signal, onTrouble = () => {}) {
+export async function patiently(work, signal, onTrouble = () => {}, passes = mayPass) {
   for (let failures = 1; ; failures++) {
     try {
       return await work()
     } catch (error) {
-      if (signal.aborted || !mayPass(error)) throw error
+      if (signal.aborted || !passes(error)) throw error
       onTrouble(error)
       await sleep(pauseAfter(error, failures), signal)
     }

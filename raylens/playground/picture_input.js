@@ -2,6 +2,7 @@
 
 import { html, useRef, useState } from './vendor/htm-preact.js'
 import { Camera } from './camera.js'
+import { TextField } from './controls.js'
 import { useDrops } from './drops.js'
 import { PictureIcon } from './icons.js'
 import { PictureWithFindings } from './overlay.js'
@@ -19,6 +20,7 @@ export const ACCEPTED = 'image/*,.tif,.tiff,.heic,.avif'
  * @property {boolean} isShown whether it takes what is dropped and pasted
  * @property {Picture | null} picture
  * @property {any} server what the server told about itself; null until then
+ * @property {Shrinking} shrinking
  * @property {import('./overlay.js').Finding[]} findings
  * @property {number | null} active
  * @property {(index: number | null) => void} onActive
@@ -26,22 +28,33 @@ export const ACCEPTED = 'image/*,.tif,.tiff,.heic,.avif'
  * @property {(error: Error | null) => void} onError
  */
 
+/**
+ * The longest side of pictures before they are sent, null for their own, and how to read the latest
+ * one again at another size: the one shown, or one that was too large. All tabs share it.
+ * @typedef {ReturnType<typeof useShrinking>} Shrinking
+ */
+export function useShrinking() {
+  const [side, setSide] = useState(null)
+  return { side, setSide, latest: useRef(null) }
+}
+
 /** @param {Props} props */
 export function PictureInput(props) {
-  const { prefix, isShown, picture, server, findings, active, onActive, onPicture, onError } = props
-  const [side, setSide] = useState(null)
+  const { prefix, isShown, picture, server, shrinking, findings, active, onActive } = props
+  const { onPicture, onError } = props
+  const { side, setSide, latest } = shrinking
   const [isLoading, setLoading] = useState(false)
   const [panel, setPanel] = useState('')
+  const [addressError, setAddressError] = useState(null)
   const chooser = useRef(null)
-  // How to read the picture again, at another size: the one shown, or one that was too large.
-  const latest = useRef(null)
   const { picture: texts } = strings
   const limits = server?.limits ?? null
 
   /** Show what `load` returns for a longest side, and errors as sentences. */
-  const take = async (load, example, longest = side) => {
+  const take = async (load, { example, longest = side, report = onError } = {}) => {
     setLoading(true)
     onError(null)
+    setAddressError(null)
     try {
       const next = await load(longest)
       latest.current = { load, shown: next }
@@ -49,18 +62,23 @@ export function PictureInput(props) {
     } catch (error) {
       const mayShrink = longest === null && error instanceof TooLargeError
       if (mayShrink) latest.current = { load, shown: picture }
-      onError(mayShrink ? new PictureError(texts.shrinkFirst(error.message)) : asPictureError(error))
+      report(mayShrink ? new PictureError(texts.shrinkFirst(error.message)) : asPictureError(error))
     }
     setLoading(false)
   }
   const takeBlob = (blob, name) => take((longest) => readAny(blob, name, limits, longest))
-  const takeAddress = (text) => take(() => readAddress(text))
-  const takeExample = ({ file, id }) => take((longest) => readExample(file, limits, longest), id)
+  /** Its errors stand beside what was typed, unless another key may help. */
+  const takeAddress = (text) => {
+    const report = (error) => (error.needsKey ? onError(error) : setAddressError(error))
+    return take(() => readAddress(text), { report })
+  }
+  const takeExample = ({ file, id }) =>
+    take((longest) => readExample(file, limits, longest), { example: id })
   /** Shrink what comes, and the picture at hand unless it came from elsewhere, as by an address. */
   const chooseSide = (longest) => {
     setSide(longest)
     const { load, shown } = latest.current ?? {}
-    if (load && shown === picture && !shown?.address) take(load, undefined, longest)
+    if (load && shown === picture && !shown?.address) take(load, { longest })
   }
   const takeFiles = async (files) => {
     if (files.length === 0) return
@@ -68,7 +86,7 @@ export function PictureInput(props) {
     if (files.length > 1) onError(new PictureError(texts.several))
   }
 
-  const takeText = (text) => takeAddress(text.split('\n')[0])
+  const takeText = (text) => take(() => readAddress(text.split('\n')[0]))
 
   const isDragging = useDrops({ takeFiles, takeText }, isShown)
   return html`
@@ -118,17 +136,22 @@ export function PictureInput(props) {
         <button
           type="button"
           aria-expanded=${String(panel === 'url')}
-          onClick=${() => setPanel(panel === 'url' ? '' : 'url')}
+          onClick=${() => {
+            setPanel(panel === 'url' ? '' : 'url')
+            setAddressError(null)
+          }}
         >
           ${texts.url}
         </button>
         <label class="inline">
           ${texts.shrink}
           <select onChange=${(event) => chooseSide(Number(event.target.value) || null)}>
-            <option value="">${texts.shrinkOff}</option>
+            <option value="" selected=${side === null}>${texts.shrinkOff}</option>
             ${SHRINK_SIDES.map(
               (pixels) => html`
-                <option key=${pixels} value=${pixels}>${texts.shrinkTo(pixels)}</option>
+                <option key=${pixels} value=${pixels} selected=${pixels === side}>
+                  ${texts.shrinkTo(pixels)}
+                </option>
               `,
             )}
           </select>
@@ -145,7 +168,12 @@ export function PictureInput(props) {
       ${
         panel === 'url' &&
         html`
-          <${UrlPanel} prefix=${prefix} isOff=${server?.downloads === false} onLoad=${takeAddress} />
+          <${UrlPanel}
+            prefix=${prefix}
+            isOff=${server?.downloads === false}
+            error=${addressError?.message}
+            onLoad=${takeAddress}
+          />
         `
       }
       ${
@@ -164,15 +192,11 @@ export function PictureInput(props) {
           ${EXAMPLES.map(
             (example) => html`
               <li key=${example.id}>
-                <button type="button" class="thumbnail" onClick=${() => takeExample(example)}>
-                  <img
-                    src=${`playground/examples/${example.file}`}
-                    alt=""
-                    width=${THUMBNAIL.width}
-                    height=${THUMBNAIL.height}
-                  />
-                  <span>${texts[example.id]}</span>
-                </button>
+                <${Example}
+                  src=${`playground/examples/${example.file}`}
+                  label=${texts[example.id]}
+                  onClick=${() => takeExample(example)}
+                />
               </li>
             `,
           )}
@@ -182,7 +206,17 @@ export function PictureInput(props) {
   `
 }
 
-function UrlPanel({ prefix, isOff, onLoad }) {
+/** @param {{src: string, label: string, onClick: () => void}} props */
+export function Example({ src, label, onClick }) {
+  return html`
+    <button type="button" class="thumbnail" onClick=${onClick}>
+      <img src=${src} alt="" width=${THUMBNAIL.width} height=${THUMBNAIL.height} />
+      <span>${label}</span>
+    </button>
+  `
+}
+
+function UrlPanel({ prefix, isOff, error, onLoad }) {
   const { picture: texts } = strings
   if (isOff)
     return html`
@@ -194,19 +228,16 @@ function UrlPanel({ prefix, isOff, onLoad }) {
   }
   return html`
     <form class="panel inline-form" onSubmit=${submit}>
-      <div class="field">
-        <label for=${`${prefix}-address`}>${texts.urlLabel}</label>
-        <input
-          id=${`${prefix}-address`}
-          name="address"
-          type="text"
-          inputmode="url"
-          autocomplete="url"
-          placeholder="https://"
-          aria-describedby=${`${prefix}-address-hint`}
-        />
-        <p class="hint" id=${`${prefix}-address-hint`}>${texts.urlHelp}</p>
-      </div>
+      <${TextField}
+        id=${`${prefix}-address`}
+        label=${texts.urlLabel}
+        hint=${texts.urlHelp}
+        error=${error}
+        name="address"
+        inputmode="url"
+        autocomplete="url"
+        placeholder="https://"
+      />
       <button type="submit">${texts.urlLoad}</button>
     </form>
   `

@@ -6,6 +6,8 @@ import { strings } from './strings.js'
 
 /** After which a server that says nothing counts as away. */
 const ANSWER_MS = 20_000
+/** From a failure to the next question, at most: a page goes on soon after the server is back. */
+const FAILED_PAUSE_MS = 3000
 
 /**
  * The newest answer and its time, asked for while the page is visible. The answer stays if a later
@@ -34,7 +36,8 @@ export function usePolling(path, pauseMs, version = 0) {
       )
       if (signal.reason?.name === 'AbortError') return
       setKnown((old) => ({ ...old, ...next }))
-      if (!document.hidden) timer = setTimeout(poll, pauseMs)
+      const pause = next.error ? Math.min(pauseMs, FAILED_PAUSE_MS) : pauseMs
+      if (!document.hidden) timer = setTimeout(poll, pause)
     }
     const onVisible = () => (document.hidden ? stop() : poll())
     document.addEventListener('visibilitychange', onVisible)

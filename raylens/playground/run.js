@@ -1,5 +1,6 @@
 // One request and its answer, as it arrives.
 
+import { isAway, patiently } from './patience.js'
 import { asSentence, eventsOf, send, ServerError } from './server.js'
 import { strings } from './strings.js'
 import { asksTheSame, isText } from './tasks.js'
@@ -29,6 +30,7 @@ import { asksTheSame, isText } from './tasks.js'
  * @property {string[]} warnings
  * @property {string} model that answered
  * @property {any} answer as the server sent it; for a stream, its events
+ * @property {ServerError | null} trouble that is waited out
  * @property {ServerError | null} error
  * @property {number | null} firstMs until the first token
  * @property {number | null} lastMs until the last one
@@ -64,6 +66,7 @@ export function newRun(request, picture, settings = null) {
     warnings: [],
     model: '',
     answer: null,
+    trouble: null,
     error: null,
     firstMs: null,
     lastMs: null,
@@ -87,17 +90,27 @@ export function isOld(run, fields, choice) {
 }
 
 /**
- * Send a request, and call `onChange` whenever there is more of the answer. `run` changes in place.
+ * Send a request, again if the server is away, and call `onChange` whenever there is more of the answer. `run` changes in place.
  * @param {Run} run
  * @param {Promise<any>} json the request's body, with its pictures
  * @param {AbortSignal} signal
  * @param {() => void} onChange
  */
 export async function perform(run, json, signal, onChange) {
-  const started = performance.now()
+  let started = performance.now()
   const elapsed = () => performance.now() - started
+  const note = (trouble) => {
+    run.trouble = trouble
+    onChange()
+  }
   try {
-    const response = await send(run.request.path, { json: await json, signal })
+    const body = await json
+    const attempt = () => {
+      started = performance.now()
+      return send(run.request.path, { json: body, signal })
+    }
+    const response = await patiently(attempt, signal, note, isAway)
+    note(null)
     run.model = response.headers.get('X-Raylens-Model') ?? ''
     if (isText(run.request.task)) await readText(run, response, elapsed, onChange)
     else readFindings(run, await response.json())

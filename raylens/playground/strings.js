@@ -537,6 +537,7 @@ export const strings = {
       'or choose a video file.',
     cameraBusy: 'Another program uses the camera. Close it, then press Start.',
     sourceEnded: 'The camera was turned off or unplugged. Press Start to use it again.',
+    fileBroken: (name) => `${name} is damaged: the browser can’t play it to its end. Choose another file.`,
     fileUnplayable: (name) =>
       `${name} can’t be played by this browser. Choose an MP4 or WebM file.`,
   },
@@ -572,6 +573,8 @@ export const strings = {
     webhook: 'Webhook URL',
     webhookHelp: 'Receives a signed POST request when a job ends.',
     secret: 'Webhook secret',
+    secretAlone:
+      'It signs requests to a webhook, and there is none. Fill in “Webhook URL”, or remove the secret.',
     secretHelp:
       'Signs these requests: “whsec_” followed by base64. If empty, the server’s own secret signs.',
     priority: 'Priority',
@@ -605,7 +608,6 @@ export const strings = {
         : `${number.format(shown)} of ${plural(all, 'job', 'jobs')}`,
     loadOlder: 'Load older jobs',
     loadingOlder: 'Loading older jobs…',
-    tryingAgain: (reason) => `${reason} Trying again…`,
     page: (first, last, all) =>
       `${number.format(first)}–${number.format(last)} of ${number.format(all)}`,
     pages: 'Pages',
@@ -696,6 +698,8 @@ export const strings = {
     enterKey: 'Enter key',
     retry: 'Try again',
     away: 'The server does not answer.',
+    awayNow: 'The server does not answer at the moment. This page goes on by itself once it does.',
+    tryingAgain: (reason) => `${reason} Trying again…`,
     network:
       'The server does not answer. Check that it is running and that this machine can reach it, ' +
       'then try again.',

@@ -235,7 +235,7 @@ function MoreSettings({ prefix, fields, values, onChange, onReset }) {
           `
         }
       </summary>
-      <${Form} ...${{ prefix, fields, values, onChange }} />
+      <div class="fields"><${Form} ...${{ prefix, fields, values, onChange }} /></div>
       ${
         changed > 0 &&
         html`

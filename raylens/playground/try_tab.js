@@ -27,6 +27,8 @@ const MAX_RUNS = 30
  * @property {any} schemas
  * @property {Error | null} serverError
  * @property {any} health
+ * @property {boolean} isAway whether the server does not answer
+ * @property {import('./picture_input.js').Shrinking} shrinking
  * @property {import('./task_settings.js').Source} source
  * @property {(source: import('./task_settings.js').Source) => void} onSource
  * @property {() => void} onKeyWanted
@@ -35,6 +37,7 @@ const MAX_RUNS = 30
 /** @param {Props} props */
 export function TryTab(props) {
   const { isShown, server, schemas, serverError, health, source, onSource, onKeyWanted } = props
+  const { shrinking } = props
   const { picture } = source
   const settings = useTaskSettings({ server, schemas, health })
   useExamplePrompts(source, settings.setValues)
@@ -79,7 +82,7 @@ export function TryTab(props) {
       <div class="left">
         <${PictureInput}
           prefix="try"
-          ...${{ isShown, picture, server, active }}
+          ...${{ isShown, picture, server, shrinking, active }}
           findings=${run ? findingsOf(run) : []}
           onActive=${setActive}
           onPicture=${takePicture}

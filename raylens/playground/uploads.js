@@ -2,13 +2,14 @@
 
 import { mayPass, pauseAfter, sleep } from './patience.js'
 import { checkBytes, PictureError, readPicture, toDataUrl, UndisplayableError } from './pictures.js'
-import { ask } from './server.js'
+import { ask, asSentence } from './server.js'
 import { strings } from './strings.js'
 
 const CHECKS = 2
 const SENDERS = 3
 const MAX_TRIES = 3
 const JOBS = 'api/v1/jobs'
+const INVALID = [400, 404, 422]
 
 /**
  * A request for a job, without its picture.
@@ -31,6 +32,12 @@ const JOBS = 'api/v1/jobs'
  * @property {string} jobId
  */
 
+/**
+ * A setting of all pictures that the server refuses.
+ * @typedef {{field: string, reason: string, message: string}} BadSetting
+ * `message` says the same without the field's control beside it.
+ */
+
 let count = 0
 
 /** The pictures of a tab. Whatever is added ends as a job, or is refused with a reason. */
@@ -40,6 +47,8 @@ export class Uploads {
   isPaused = false
   /** Why nothing is sent for the moment, and until when; null if there is no reason. */
   hold = null
+  /** @type {BadSetting | null} why the last submission was ended */
+  badSetting = null
   /** @type {import('./pictures.js').Limits | null} */
   limits = null
   #onChange
@@ -84,6 +93,7 @@ export class Uploads {
    * @param {JobRequest} request
    */
   submit(request) {
+    this.badSetting = null
     if (!this.isBusy) this.hideSent()
     for (const upload of this.chosen) {
       if (JSON.stringify(upload.request) !== JSON.stringify(request)) upload.key = newKey()
@@ -119,6 +129,12 @@ export class Uploads {
     }
     this.isPaused = false
     this.#interrupt()
+  }
+
+  /** @param {BadSetting | null} badSetting null once it is changed */
+  blame(badSetting) {
+    this.badSetting = badSetting
+    this.#onChange()
   }
 
   /** Forget what could be submitted. */
@@ -226,12 +242,18 @@ export class Uploads {
       Object.assign(upload, { file: null, picture: null })
       this.#go()
     } catch (error) {
-      if (error.name !== 'AbortError') await this.#recover(upload, error, signal)
+      if (!signal.aborted) await this.#recover(upload, error, signal)
       else if (upload.state === 'sending') upload.state = 'waiting'
     }
   }
 
   async #recover(upload, error, signal) {
+    const badSetting = badSettingOf(error, upload.request)
+    if (badSetting) {
+      this.badSetting = badSetting
+      this.stop()
+      return
+    }
     const isTrouble = mayPass(error) || error.needsKey
     if (!isTrouble && !(error.status >= 500 && ++upload.failures < MAX_TRIES)) {
       refuse(upload, error.status ? error.message : strings.errors.unreadableFile(upload.path))
@@ -253,6 +275,19 @@ export class Uploads {
 /** @param {Upload} upload whether it can be submitted, and isn't yet */
 export function isChosen({ state, request }) {
   return state === 'ready' || (state === 'checking' && !request)
+}
+
+/**
+ * Return the setting that an error is about, so that no other picture needs to be sent with it; null
+ * if there is none.
+ * @param {any} error
+ * @param {JobRequest} request
+ * @returns {BadSetting | null}
+ */
+function badSettingOf({ status, answer, message }, { input }) {
+  if (!INVALID.includes(status)) return null
+  const [, field, reason] = /^input\.(\w+)\b[^:]*: (.*)/s.exec(answer?.detail) ?? []
+  return field in input ? { field, reason: asSentence(reason), message } : null
 }
 
 const isUnchecked = ({ state, isTaken }) => state === 'checking' && !isTaken

@@ -1,7 +1,7 @@
 // The watches: jobs without an end, which look at a camera or a folder until they are stopped.
 
 import { html, useEffect, useState } from './vendor/htm-preact.js'
-import { Notice } from './controls.js'
+import { ErrorNotice } from './controls.js'
 import { isEnded } from './job_view.js'
 import { pauseAfter } from './patience.js'
 import { ask, asSentence } from './server.js'
@@ -57,16 +57,11 @@ export function WatchesCard({ isShown, keyVersion }) {
 }
 
 function Table({ watches, problem, onStop, onClose }) {
-  const { watches: texts, jobs, errors } = strings
+  const { watches: texts, jobs } = strings
   return html`
     <section class="card watches" aria-labelledby="watches-title">
       <h2 id="watches-title">${texts.title}</h2>
-      ${
-        problem &&
-        html`<${Notice} kind="error"><p>${problem}</p><div class="actions">
-          <button type="button" onClick=${onClose}>${errors.close}</button>
-        </div><//>`
-      }
+      <${ErrorNotice} error=${problem && { message: problem }} onClose=${onClose} />
       <div class="scroll" tabindex="0" role="region" aria-labelledby="watches-title">
         <table>
           <thead>

@@ -197,6 +197,10 @@ class Site:
     status: ScriptedStatus
     server: uvicorn.Server
 
+    @property
+    def port(self) -> int:
+        return self.server.config.port
+
 
 @dataclass(frozen=True)
 class LiveSite(Site):

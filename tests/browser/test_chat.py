@@ -23,6 +23,7 @@ from tests.browser.test_try import draw
 pytestmark = pytest.mark.browser
 
 CLIP = ROOT / "docs" / "clip.mp4"
+WAIT_MS = 15_000
 
 
 def open_chat(page: Page) -> None:
@@ -104,6 +105,23 @@ def test_an_answer_appears_token_by_token_with_its_usage(page: Page, site: Site)
     assert texts_of(chat_of(site)) == [(Role.USER, "Hello?")]
     expect(message(page)).to_have_value("")
     expect(message(page)).to_be_focused()
+
+
+def test_a_server_that_is_away_is_told_at_the_message_and_waited_for(browser: Browser) -> None:
+    with serving() as site:
+        pages = opened(browser, site.url)
+        page = next(pages)
+        open_chat(page)
+        expect(page.locator(".composer .notice")).to_have_count(0)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
+    notice = page.locator(".composer .notice")
+    expect(notice).to_contain_text("The server does not answer at the moment.")
+    say(page, "Hello?")
+    expect(page.locator(".log")).to_contain_text("The server does not answer. Trying again…")
+    with serving(port=site.port):
+        expect(answers(page)).to_have_text(CAPTION, timeout=WAIT_MS)
+        expect(notice).to_have_count(0, timeout=WAIT_MS)
+        next(pages, None)
 
 
 def test_a_message_during_an_answer_stays_and_says_why(page: Page, site: Site) -> None:

@@ -13,7 +13,7 @@ from raylens.core.keys import hash_key
 from raylens.core.types import Caption, Detect, Length
 from tests.browser.conftest import opened
 from tests.browser.site import CAPTION, CONFIG, Site, find_red, serving
-from tests.browser.test_try import choose_task, drop, wait_for_picture
+from tests.browser.test_try import choose_task, draw, drop, wait_for_picture
 
 pytestmark = pytest.mark.browser
 
@@ -69,6 +69,23 @@ def test_a_picture_chosen_in_one_tab_is_there_in_the_other(page: Page, site: Sit
     expect(page.get_by_label("Question")).to_have_value("What is in the cup?")
     page.get_by_role("tab", name="Try").click()
     wait_for_picture(page, "coffee.jpg")
+
+
+def test_pictures_are_shrunk_alike_in_both_tabs(page: Page, site: Site) -> None:
+    page.get_by_role("button", name="Cat").click()
+    wait_for_picture(page, "cat.jpg")
+    page.locator(".try").get_by_label("Shrink before upload").select_option("512")
+    page.get_by_role("tab", name="Compare").click()
+    compare = page.locator(".compare")
+    shrink = compare.get_by_label("Shrink before upload")
+    expect(shrink).to_have_value("512")
+    drop(page, "large.png", draw(900, 600))
+    expect(compare.locator(".about")).to_contain_text("512 × 341")
+    page.get_by_role("tab", name="Try").click()
+    expect(page.locator(".try .about")).to_contain_text("512 × 341")
+    page.locator(".try").get_by_label("Shrink before upload").select_option("Off")
+    expect(page.locator(".try .about")).to_contain_text("900 × 600")
+    expect(shrink).to_have_value("")
 
 
 def test_boxes_lie_over_the_picture_of_each_side(page: Page) -> None:

@@ -16,7 +16,7 @@ from raylens.core.errors import ModelFailed
 from raylens.core.types import Caption, Detect, Length, Query
 from raylens.realtime.overlay import GREEN
 from testing.moving_circle import find, iou
-from tests.browser.conftest import visiting
+from tests.browser.conftest import opened, visiting
 from tests.browser.live_page import (
     CONNECT_MS,
     SOCKET,
@@ -25,13 +25,14 @@ from tests.browser.live_page import (
     bounds,
     count_sockets,
     frame_of,
+    open_tab,
     press,
     saved,
     start,
     stop,
     wait_until,
 )
-from tests.browser.site import CAPTION, SCENE, LiveSite, find_red
+from tests.browser.site import CAPTION, SCENE, LiveSite, find_red, serving
 
 pytestmark = pytest.mark.browser
 
@@ -211,6 +212,9 @@ def test_a_mirror_shows_the_page_its_own_boxes(live: Locator) -> None:
     mark = live.get_by_role("button", name="person #1:")
     mark.wait_for()
     assert bounds(mark, live.locator(".frame")) == pytest.approx(mirrored_red(), abs=0.02)
+    color = f"rgb{GREEN}"  # as the server draws them
+    expect(mark).to_have_css("border-color", color)
+    expect(mark.locator(".label")).to_have_css("background-color", color)
 
 
 def mirrored_red() -> tuple[float, float, float, float]:
@@ -320,8 +324,45 @@ def test_a_video_file_is_shown_in_a_loop(live: Locator, site: LiveSite, tmp_path
 
 def test_a_file_that_is_no_video_gets_a_sentence(live: Locator) -> None:
     choose_file(live, "notes.mp4", b"hello")
-    expect(live.get_by_role("alert")).to_contain_text("notes.mp4 can’t be played by this browser.")
-    expect(live.get_by_role("button", name="Start", exact=True)).to_be_visible()
+    problem = live.get_by_role("alert")
+    expect(problem).to_contain_text("notes.mp4 can’t be played by this browser.")
+    expect(live.get_by_text("notes.mp4, in a loop")).to_have_count(0)
+    start(live)  # the camera
+    expect(problem).to_have_count(0)
+
+
+def test_a_file_that_is_damaged_ends_the_session_with_a_sentence(
+    live: Locator, site: LiveSite, tmp_path: Path
+) -> None:
+    video = tmp_path / "test.mp4"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=size=320x240", "-t", "2"]
+    form = ["-pix_fmt", "yuv420p", "-movflags", "faststart"]  # the frames come last
+    subprocess.run([*command, *form, str(video)], check=True)
+    content = video.read_bytes()
+    half = len(content) // 2
+    choose_file(live, "half.mp4", content[:half] + bytes(half))
+    expect(live.get_by_role("alert")).to_contain_text("half.mp4 is damaged", timeout=CONNECT_MS)
+    expect(live.locator(".state")).to_have_text("Ended")
+    expect(live.get_by_text("half.mp4, in a loop")).to_have_count(0)
+
+
+def test_a_server_that_is_away_is_told_beside_the_video(browser: Browser) -> None:
+    with serving() as site:
+        pages = opened(browser, site.url)
+        page = next(pages)
+        live = open_tab(page)
+        expect(live.get_by_role("button", name="Start", exact=True)).to_be_enabled()
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # asks at once
+    notice = live.locator(".right > .notice")
+    expect(notice).to_contain_text("The server does not answer at the moment.")
+    press(live, "Start")
+    expect(live.get_by_role("alert")).to_contain_text("The server does not answer. Trying again in")
+    expect(notice).to_have_count(1)
+    with serving(port=site.port):
+        expect(live.locator(".state")).to_have_text(WEBRTC, timeout=CONNECT_MS)
+        expect(notice).to_have_count(0)
+        stop(live)
+        next(pages, None)
 
 
 def choose_file(live: Locator, name: str, content: bytes) -> None:

@@ -62,6 +62,22 @@ def test_the_newest_figures_are_shown(status: Page) -> None:
     expect(row).to_contain_text("2 of 2 running")
 
 
+@pytest.mark.parametrize("width", [360, 390, 600, 768, 820, 1280, 1440])
+def test_no_figure_stands_alone_beside_an_empty_place(status: Page, width: int) -> None:
+    status.set_viewport_size({"width": width, "height": 900})
+    for title in ("Server", "moondream", "smolvlm", "Jobs"):
+        figures = card(status, title).locator(".tiles")
+        rows: dict[float, list[float]] = {}
+        for figure in figures.locator(".tile").all():
+            box = figure.bounding_box()
+            assert box is not None
+            rows.setdefault(box["y"], []).append(box["width"])
+        whole = figures.bounding_box()
+        assert whole is not None
+        for widths in rows.values():
+            assert len(widths) > 1 or widths == [whole["width"]], (title, rows)
+
+
 def test_a_plot_is_an_image_that_says_what_it_shows(status: Page) -> None:
     plots = card(status, "Server").get_by_role("img")
     expect(plots).to_have_count(8)

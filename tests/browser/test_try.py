@@ -391,15 +391,21 @@ def test_the_server_downloads_a_picture_from_an_address(browser: Browser) -> Non
             address = page.get_by_label("Web address of a picture")
             address.fill("cat.jpg")
             page.get_by_role("button", name="Load").click()
-            expect(page.get_by_role("alert")).to_contain_text("This is not a web address:")
+            problem = page.locator(".picture").get_by_role("alert")
+            expect(problem).to_contain_text("This is not a web address:")
+            expect(address).to_have_attribute("aria-invalid", "true")
+            expect(address).to_have_accessible_description(re.compile("^This is not a web address"))
             address.fill(f"{site.url}playground/examples/dog.jpg")
             page.get_by_role("button", name="Load").click()
-            expect(page.get_by_role("alert")).to_contain_text(
+            expect(problem).to_contain_text(
                 "The server can’t load this picture (127.0.0.1: answered 404 Not Found). Check"
             )
+            expect(page.get_by_role("alert")).to_have_count(1)
             address.fill(f"{site.url}playground/examples/cat.jpg")
             page.get_by_role("button", name="Load").click()
             wait_for_picture(page, "cat.jpg")
+            expect(problem).to_have_count(0)
+            expect(address).not_to_have_attribute("aria-invalid", "true")
             run(page)
             expect(page.get_by_test_id("answer")).to_have_text(CAPTION)
             page.get_by_role("tab", name="JSON").click()
@@ -597,17 +603,34 @@ def test_run_without_a_picture_or_a_question_says_what_is_missing(page: Page, si
     assert not site.service.requests
 
 
-def test_a_server_that_has_stopped_gets_a_sentence(browser: Browser) -> None:
+def test_a_server_that_restarts_is_waited_for(browser: Browser) -> None:
     with serving() as site:
         pages = opened(browser, site.url)
         page = next(pages)
         page.get_by_role("button", name="Shapes").click()
         wait_for_picture(page, "scene.png")
     run(page)
-    expect(page.get_by_role("alert")).to_contain_text(
-        "The server does not answer. Check that it is running"
-    )
-    next(pages, None)
+    expect(page.locator(".result")).to_contain_text("The server does not answer. Trying again…")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator(".result")).to_contain_text("Stopped.")
+    run(page)
+    expect(page.locator(".result")).to_contain_text("The server does not answer. Trying again…")
+    with serving(port=site.port):
+        expect(page.get_by_test_id("answer")).to_have_text(CAPTION, timeout=15_000)
+        next(pages, None)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1440, 850), (1440, 900)])
+def test_no_setting_is_cut_off_on_a_laptop(page: Page, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.get_by_text("More settings").click()
+    page.get_by_label("Max tokens, value").fill("100")
+    page.get_by_label("Max tokens, value").blur()
+    expect(page.get_by_role("button", name="Reset")).to_be_visible()
+    settings = page.locator(".try .more")
+    assert settings.evaluate("(more) => more.scrollHeight - more.clientHeight") == 0
+    for field in settings.locator(".field").all():
+        expect(field).to_be_in_viewport(ratio=1)
 
 
 @pytest.mark.parametrize("path", ["api/v1/playground", "api/v1/pipelines/schemas"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,6 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
     browser: Browser, tmp_path: Path, folder: Path
 ) -> None:
     with serving_jobs(tmp_path / "queue") as site:
-        port = int(site.url.rsplit(":", 1)[1].strip("/"))
         site.service.gate.clear()
         pages = opened_jobs(browser, site.url)
         page = next(pages)
@@ -45,7 +45,7 @@ def test_a_server_that_stops_and_is_back_loses_nothing(
     expect(page.get_by_text("10 pictures ready")).to_be_visible()
     submit(page)
     expect(page.get_by_text("The upload continues by itself")).to_be_visible()
-    with serving_jobs(tmp_path / "queue", port) as again:
+    with serving_jobs(tmp_path / "queue", site.port) as again:
         states(page, succeeded=20)
         expect(page.locator(".jobs").get_by_text("Live", exact=True)).to_be_visible()
         listed = page.request.get(f"{again.url}api/v1/jobs").json()["jobs"]
@@ -266,6 +266,74 @@ def test_a_page_of_another_origin_is_told_so_at_once(page: Page, tmp_path: Path)
         f"The server refused this request. {detail}."
     )
     expect(page.get_by_role("button", name="Enter key")).to_have_count(0)
+
+
+def test_a_webhook_that_is_refused_is_told_once_at_its_field_and_no_picture_is_lost(
+    page: Page, site: Site, folder: Path
+) -> None:
+    jobs = page.locator(".jobs")
+    address = jobs.get_by_label("Webhook URL")
+    drop(page, folder)
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    jobs.get_by_text("Webhook and priority").click()
+    address.fill("http://10.0.0.1/hook")
+    jobs.get_by_text("Webhook and priority").click()
+    submit(page)
+    expect(jobs.get_by_role("alert")).to_have_text("Webhook URL: 10.0.0.1 is not a public address.")
+    expect(address).to_be_focused()
+    expect(address).to_have_accessible_description(re.compile("10.0.0.1 is not a public address"))
+    expect(page.get_by_text("refused")).to_have_count(0)
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_count(0)
+    address.fill("")
+    expect(jobs.get_by_role("alert")).to_have_count(0)
+    submit(page)
+    states(page, succeeded=20)
+
+
+def test_a_webhook_secret_without_a_url_is_told_at_its_field(
+    page: Page, site: Site, tmp_path: Path
+) -> None:
+    jobs = page.locator(".jobs")
+    secret = jobs.get_by_label("Webhook secret")
+    drop(page, write(tmp_path, "one.png"))
+    expect(page.get_by_text("1 picture ready")).to_be_visible()
+    jobs.get_by_text("Webhook and priority").click()
+    secret.fill("whsec_short")
+    submit(page)
+    expect(jobs.get_by_role("alert")).to_contain_text(
+        "Webhook secret: It signs requests to a webhook, and there is none."
+    )
+    expect(secret).to_be_focused()
+    jobs.get_by_label("Webhook URL").fill(f"{site.url}hook")
+    submit(page)
+    expect(jobs.get_by_role("alert")).to_contain_text("Webhook secret: Expected whsec_ followed by")
+    secret.fill("")
+    submit(page)
+    states(page, succeeded=1)
+
+
+def test_a_setting_that_is_refused_for_all_pictures_is_told_once(page: Page, folder: Path) -> None:
+    refusal = {"status": 422, "json": {"detail": "input.recipe: unknown recipe 'mine'"}}
+    page.route(
+        "**/api/v1/jobs",
+        lambda route: (
+            route.fulfill(**refusal) if route.request.method == "POST" else route.continue_()
+        ),
+    )
+    jobs = page.locator(".jobs")
+    drop(page, folder)
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    jobs.get_by_text("More settings").click()
+    jobs.get_by_label("Recipe").select_option("mine")
+    submit(page)
+    alert = jobs.get_by_role("alert")
+    expect(alert).to_contain_text("Input.recipe: unknown recipe 'mine'.")
+    expect(page.get_by_text("20 pictures ready")).to_be_visible()
+    page.unroute("**/api/v1/jobs")
+    submit(page)
+    expect(alert).to_have_count(0)
+    states(page, succeeded=20)
 
 
 def test_a_full_disk_is_told_and_waited_for(browser: Browser, tmp_path: Path) -> None:
