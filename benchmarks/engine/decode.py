@@ -30,7 +30,12 @@ class DecodingModel(Protocol):
 
 
 def measure_decode_step(model: DecodingModel, num_rows: int, context: int, steps: int) -> float:
-    """Return the median seconds of a decode step, over ``steps`` steps.
+    """Return the median seconds of a decode step; see :func:`time_decode_steps`."""
+    return median(time_decode_steps(model, num_rows, context, steps))
+
+
+def time_decode_steps(model: DecodingModel, num_rows: int, context: int, steps: int) -> list[float]:
+    """Return the seconds of each of ``steps`` decode steps.
 
     Each of the ``num_rows`` rows starts with ``context`` tokens in its cache.
     """
@@ -46,4 +51,4 @@ def measure_decode_step(model: DecodingModel, num_rows: int, context: int, steps
         times.append(measure_seconds(decode, model.device))
         for row in range(num_rows):
             cache.advance(row)
-    return median(times)
+    return times

@@ -16,7 +16,7 @@ import {
   promptOf,
 } from './job_view.js'
 import { FindingsList, PictureWithFindings } from './overlay.js'
-import { ask } from './server.js'
+import { ask, asSentence } from './server.js'
 import { strings } from './strings.js'
 
 const VIEWS = ['details', 'json', 'webhooks']
@@ -256,7 +256,7 @@ function Delivery({ delivery, onAgain }) {
       ${
         error &&
         html`
-          <p class="problem">${error}</p>
+          <p class="problem">${asSentence(error)}</p>
         `
       }
     </li>

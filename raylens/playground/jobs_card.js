@@ -152,7 +152,8 @@ function Older({ list }) {
     abort.current = new AbortController()
     const { signal } = abort.current
     const show = (state) => signal.aborted || setState({ ...IDLE, ...state })
-    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: strings.errors.tryingAgain(reason) })
+    const { tryingAgain } = strings.errors
+    const onTrouble = ({ reason }) => show({ isLoading: true, trouble: tryingAgain(reason) })
     show({ isLoading: true })
     try {
       await list.loadOlder(signal, onTrouble)

@@ -125,6 +125,7 @@ export function LiveTab(props) {
         />
         <form
           class="card settings"
+          hidden=${!pipeline}
           onSubmit=${(event) => event.preventDefault()}
           aria-labelledby="live-settings-title"
           novalidate

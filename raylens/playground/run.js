@@ -90,7 +90,8 @@ export function isOld(run, fields, choice) {
 }
 
 /**
- * Send a request, again if the server is away, and call `onChange` whenever there is more of the answer. `run` changes in place.
+ * Send a request, again if the server is away, and call `onChange` whenever there is more of the
+ * answer. `run` changes in place.
  * @param {Run} run
  * @param {Promise<any>} json the request's body, with its pictures
  * @param {AbortSignal} signal

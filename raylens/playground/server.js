@@ -11,6 +11,7 @@ const keptKey = new Kept('sessionStorage', 'raylens.key')
 const RETRY_S = 5
 /** Statuses of a server that may answer a moment later. */
 const PASSING = [429, 503]
+const INVALID = [400, 404, 422]
 
 /** A request that got no answer, or an error. Its message is a sentence for the user. */
 export class ServerError extends Error {
@@ -146,6 +147,17 @@ function detailOf(answer) {
   if (typeof answer !== 'object' || answer === null) return undefined
   if (typeof answer.error === 'string') return answer.error
   return answer.error?.message ?? answer.detail
+}
+
+/**
+ * Return the field of a job's input that an error is about, and what is wrong with it; null if it is
+ * about none.
+ * @param {any} error
+ */
+export function refusedField({ status, answer }) {
+  if (!INVALID.includes(status)) return null
+  const [, field, reason] = /^input\.(\w+)[^:]*: (.*)/s.exec(detailOf(answer)) ?? []
+  return field ? { field, reason: asSentence(reason) } : null
 }
 
 /** Whether it is for want of another key: pages of other origins are refused with any. */

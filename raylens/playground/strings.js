@@ -537,7 +537,8 @@ export const strings = {
       'or choose a video file.',
     cameraBusy: 'Another program uses the camera. Close it, then press Start.',
     sourceEnded: 'The camera was turned off or unplugged. Press Start to use it again.',
-    fileBroken: (name) => `${name} is damaged: the browser can’t play it to its end. Choose another file.`,
+    fileBroken: (name) =>
+      `${name} is damaged: the browser can’t play it to its end. Choose another file.`,
     fileUnplayable: (name) =>
       `${name} can’t be played by this browser. Choose an MP4 or WebM file.`,
   },
@@ -574,7 +575,8 @@ export const strings = {
     webhookHelp: 'Receives a signed POST request when a job ends.',
     secret: 'Webhook secret',
     secretAlone:
-      'It signs requests to a webhook, and there is none. Fill in “Webhook URL”, or remove the secret.',
+      'It signs requests to a webhook, and there is none. Fill in “Webhook URL”, or remove the ' +
+      'secret.',
     secretHelp:
       'Signs these requests: “whsec_” followed by base64. If empty, the server’s own secret signs.',
     priority: 'Priority',

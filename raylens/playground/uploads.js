@@ -2,14 +2,13 @@
 
 import { mayPass, pauseAfter, sleep } from './patience.js'
 import { checkBytes, PictureError, readPicture, toDataUrl, UndisplayableError } from './pictures.js'
-import { ask, asSentence } from './server.js'
+import { ask, refusedField } from './server.js'
 import { strings } from './strings.js'
 
 const CHECKS = 2
 const SENDERS = 3
 const MAX_TRIES = 3
 const JOBS = 'api/v1/jobs'
-const INVALID = [400, 404, 422]
 
 /**
  * A request for a job, without its picture.
@@ -248,9 +247,9 @@ export class Uploads {
   }
 
   async #recover(upload, error, signal) {
-    const badSetting = badSettingOf(error, upload.request)
-    if (badSetting) {
-      this.badSetting = badSetting
+    const refused = refusedField(error)
+    if (refused && refused.field in upload.request.input) {
+      this.badSetting = { ...refused, message: error.message } // no other picture needs to be sent
       this.stop()
       return
     }
@@ -275,19 +274,6 @@ export class Uploads {
 /** @param {Upload} upload whether it can be submitted, and isn't yet */
 export function isChosen({ state, request }) {
   return state === 'ready' || (state === 'checking' && !request)
-}
-
-/**
- * Return the setting that an error is about, so that no other picture needs to be sent with it; null
- * if there is none.
- * @param {any} error
- * @param {JobRequest} request
- * @returns {BadSetting | null}
- */
-function badSettingOf({ status, answer, message }, { input }) {
-  if (!INVALID.includes(status)) return null
-  const [, field, reason] = /^input\.(\w+)\b[^:]*: (.*)/s.exec(answer?.detail) ?? []
-  return field in input ? { field, reason: asSentence(reason), message } : null
 }
 
 const isUnchecked = ({ state, isTaken }) => state === 'checking' && !isTaken

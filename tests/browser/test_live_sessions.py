@@ -107,6 +107,7 @@ def test_the_key_reaches_the_session(browser: Browser, tmp_path: Path, has_webrt
     write_key(keys, "me", "rl-mine")
     with visiting(browser, has_webrtc=has_webrtc, auth={"keys_file": str(keys)}) as (_, page, live):
         expect(page.get_by_role("alert")).to_contain_text("This server needs an API key.")
+        expect(live.locator(".settings")).to_be_hidden()  # there are none yet
         page.get_by_role("button", name="Enter key").click()
         page.get_by_label("API key").fill("rl-mine")
         page.get_by_label("API key").press("Enter")
