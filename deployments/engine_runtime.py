@@ -71,6 +71,7 @@ class EngineRuntime(Runtime):
         self.frames_as_pictures = self._model.frames_as_pictures
         limits = engine_limits(config, self._model, gpus)
         warm_up(self._model, limits)
+        return_unused_memory()  # that of reading the checkpoint
         self._engine = AsyncEngine(
             self._model,
             limits,
