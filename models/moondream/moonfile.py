@@ -90,8 +90,9 @@ def read_moonfile(path: Path) -> MoonFile:
     """
     entries = {name.rpartition("/")[2]: content for name, content in _read_entries(path).items()}
     names = dict.fromkeys(component for _, component in _COMPONENTS)
-    graphs = {name: OnnxGraph.parse(_entry(entries, f"{name}.onnx"), name) for name in names}
-    cache = np.load(io.BytesIO(_entry(entries, "initial_kv_cache.npy")), allow_pickle=False)
+    # Each is taken out of the entries, so that memory doesn't hold all of them twice.
+    graphs = {name: OnnxGraph.parse(_take_entry(entries, f"{name}.onnx"), name) for name in names}
+    cache = np.load(io.BytesIO(_take_entry(entries, "initial_kv_cache.npy")), allow_pickle=False)
     if cache.ndim != 6:
         raise CheckpointMismatch(f"initial_kv_cache: shape {list(cache.shape)}; expected 6 axes")
     _, _, _, kv_heads, _, head_dim = cache.shape
@@ -99,9 +100,9 @@ def read_moonfile(path: Path) -> MoonFile:
         _text_config(graphs, kv_heads, head_dim),
         _vision_config(graphs),
         _region_config(graphs),
-        _tokenizer_config(json.loads(_entry(entries, "config.json"))),
+        _tokenizer_config(json.loads(_take_entry(entries, "config.json"))),
     )
-    return MoonFile(config, Tokenizer.from_buffer(_entry(entries, "tokenizer.json")), graphs)
+    return MoonFile(config, Tokenizer.from_buffer(_take_entry(entries, "tokenizer.json")), graphs)
 
 
 def _read_entries(path: Path) -> dict[str, bytes]:
@@ -142,10 +143,10 @@ def _read_exactly(file: BinaryIO, form: str, length: bytes) -> bytes:
     return content
 
 
-def _entry(entries: Mapping[str, bytes], name: str) -> bytes:
+def _take_entry(entries: dict[str, bytes], name: str) -> bytes:
     if name not in entries:
         raise CheckpointMismatch(f"{name}: missing")
-    return entries[name]
+    return entries.pop(name)
 
 
 def _text_config(graphs: Mapping[str, OnnxGraph], kv_heads: int, head_dim: int) -> TextConfig:

@@ -78,7 +78,8 @@ class OnnxGraph:
             raise CheckpointMismatch(f"tensor {name}: missing in {self._name}.onnx")
         if name.endswith("patch_emb.weight"):
             array = array.reshape(len(array), -1)  # A convolution's, in the same order.
-        return torch.tensor(np.asarray(array, np.float32))
+        array = np.asarray(array, np.float32)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
 
     def _find(self, name: str) -> str | None:
         """Return the graph's name of a parameter: that with the longest common ending, if it is the
@@ -149,10 +150,11 @@ class OnnxGraph:
     def _dequantize(
         self, value: str, scale: str, zero_point: str, axis: int
     ) -> NDArray[np.float32]:
-        array = np.asarray(self._to_array(self._initializers[value]), np.float32)
+        array = self._to_array(self._initializers[value]).astype(np.float32)
         if zero_point in self._initializers:
-            array = array - self._vector(zero_point, array.ndim, axis)
-        return array * self._vector(scale, array.ndim, axis)
+            array -= self._vector(zero_point, array.ndim, axis)
+        array *= self._vector(scale, array.ndim, axis)
+        return array
 
     def _vector(self, name: str, ndim: int, axis: int) -> NDArray[np.float32]:
         """Return a scale or zero point, shaped to go along an axis of a tensor."""

@@ -357,7 +357,7 @@ export const strings = {
     start: 'Run both',
     stop: 'Stop both',
     sides: ['A', 'B'],
-    empty: 'Choose a picture and press Run both. The answers appear here.',
+    empty: 'Press Run both. The answers appear here.',
     atOnce: 'Both run at the same time, and share the server.',
     incomplete: 'Two answers to the same task are needed to compare them.',
     copy: 'Copy both as JSON',
