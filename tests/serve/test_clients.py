@@ -78,7 +78,7 @@ def test_an_openai_stream_equals_the_completion(openai_client: openai.OpenAI) ->
     chunks = list(stream)
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
     assert "".join(filter(None, pieces)) == completion.choices[0].message.content
-    assert sum(map(bool, pieces)) > 2  # of several tokens each: they come within milliseconds
+    assert sum(map(bool, pieces)) > 1  # of several tokens each: they come within milliseconds
     assert chunks[-2].choices[0].finish_reason == completion.choices[0].finish_reason == "stop"
     assert chunks[-1].usage == completion.usage
 
