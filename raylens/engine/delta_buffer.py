@@ -28,13 +28,19 @@ class DeltaBuffer:
         ``interval``: seconds between two deltas; infinity if only the last one is sent. ``now`` is
         in seconds of a clock that all streams share.
         """
-        held = self._held
-        held.append(delta)
-        is_due = self._is_due(now, interval) and any(map(_has_content, held))
+        self._held.append(delta)
+        is_due = self._is_due(now, interval) and any(map(_has_content, self._held))
         if delta.finish_reason is None and not is_due:
             return None
-        self._held = []
         self._sent_at = now
+        return self._take()
+
+    def flush(self) -> Delta | None:
+        """Return what is held, or None: the answer ends with an error."""
+        return self._take() if any(map(_has_content, self._held)) else None
+
+    def _take(self) -> Delta:
+        held, self._held = self._held, []
         return _merge(held)
 
     def _is_due(self, now: float, interval: float) -> bool:

@@ -189,7 +189,7 @@ class Engine:
         outputs += self._prefill()
         if not self.has_work:  # any tokens left belong to finished sequences
             self._pending.clear()
-        return outputs
+        return [part for output in outputs for part in _after_held_delta(output)]
 
     @property
     def _can_overlap_step(self) -> bool:
@@ -432,3 +432,9 @@ class Engine:
         return StepOutput(
             sequence, error=ModelFailed(f"the model failed on this request: {type(error).__name__}")
         )
+
+
+def _after_held_delta(output: StepOutput) -> list[StepOutput]:
+    """Return the output; before an error, also what its stream has held back."""
+    held = None if output.error is None else output.sequence.held_delta()
+    return [output] if held is None else [StepOutput(output.sequence, held), output]

@@ -11,7 +11,7 @@ GPU_PREFILL_TOKENS = 4096
 few tens of milliseconds."""
 CPU_DELTAS_PER_S = 50.0
 """Streams take CPU time from the model: at 8 answers in flight on 2 cores, 50 deltas a second
-cost a seventh of the captions, and one for each token a third."""
+cost up to a seventh of the captions, and one for each token up to a third."""
 GPU_DELTAS_PER_S = 200.0
 """About half of what one ingress passes on."""
 

@@ -240,6 +240,10 @@ class GenerationSequence(AnswerProgress):
         """
         return self._delta_buffer.push(delta, now, interval if self.stream else math.inf)
 
+    def held_delta(self) -> Delta | None:
+        """Return what a stream has held back, or None. To be sent before an error."""
+        return self._delta_buffer.flush() if self.stream else None
+
 
 def make_sequences(
     request: VisionRequest,

@@ -507,6 +507,26 @@ def test_streams_share_a_limited_number_of_deltas_per_second(
         assert joined[sequence] == answer([100 + number], 240, stops_at_eos=False)
 
 
+def test_what_a_stream_holds_back_is_sent_before_an_error(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raylens.engine.engine.time.monotonic", lambda: 0.0)  # nothing gets due
+    engine = make_engine(2, max_deltas_per_s=1)
+    engine.model.eos_ids = NEVER
+    streamed, joined = (submit(engine, [100 + number], max_tokens=50)[0] for number in range(2))
+    joined.stream = False
+    outputs = [output for _ in range(9) for output in engine.step()]
+    assert [output.sequence for output in outputs] == [streamed]
+    streamed.deadline = joined.deadline = time.time() - 1
+    outputs += run(engine)
+    text = texts(outputs)
+    num_tokens = len(streamed.output_ids)
+    assert num_tokens > 5
+    answered = answer([100], num_tokens, stops_at_eos=False)
+    assert text[streamed] == f"{answered}<DeadlineExceeded>"
+    assert text[joined] == "<DeadlineExceeded>"
+
+
 def test_a_schema_is_followed_in_a_batch_with_an_unconstrained_answer(
     make_engine: MakeEngine,
 ) -> None:
